@@ -1,0 +1,86 @@
+"""The text encoder: token ids through a BERT-architecture model of the `transformers` library.
+
+Lives here: loading by name or directory, with errors that say what to do, and the call. transformers is imported when
+an encoder is built, not before: everybody else should not wait for it.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+
+from .errors import InputError
+
+
+def load_encoder(pretrained: str) -> nn.Module:
+    """The pretrained model `pretrained`: a local directory (no network is touched) or a name on the hub.
+
+    Raises:
+        InputError: when there is none, when it has no weights or not its own, or when it does not take token ids.
+    """
+    from transformers import AutoModel
+
+    local = Path(pretrained).expanduser()
+    name = str(local) if local.is_dir() else pretrained
+    try:
+        model, info = AutoModel.from_pretrained(name, local_files_only=local.is_dir(), output_loading_info=True)
+    except Exception as error:  # transformers raises OSError, ValueError, safetensors errors: all mean "no encoder"
+        reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+        raise InputError(
+            f"text encoder {pretrained!r} cannot be loaded: {reason}\n"
+            "expected a Hugging Face name with network, or a directory with config.json and model.safetensors "
+            "(--pretrained DIR); or set use_bert=false for precomputed text features"
+        ) from error
+    missing = [key for key in info["missing_keys"] if "pooler" not in key]
+    if missing:
+        raise InputError(
+            f"text encoder {pretrained!r} lacks {len(missing)} of its weights, {missing[0]!r} first: "
+            "expected a complete BERT-architecture checkpoint"
+        )
+    if not hasattr(model.config, "hidden_size") or not hasattr(model.config, "type_vocab_size"):
+        raise InputError(f"text encoder {pretrained!r} is a {model.config.model_type}: expected a BERT architecture")
+    return model
+
+
+class TextEncoder(nn.Module):
+    """MMSA's text_bert (N, 3, L) to last hidden states (N, L, width); frozen or fine-tuned.
+
+    Args:
+        pretrained: as in `load_encoder`.
+        finetune: False keeps the weights, and dropout, out of training.
+    """
+
+    def __init__(self, pretrained: str, finetune: bool) -> None:
+        super().__init__()
+        self.model = load_encoder(pretrained)
+        self.width: int = self.model.config.hidden_size
+        self.vocabulary: int = self.model.config.vocab_size
+        self.finetune = finetune
+        if not finetune:
+            self.model.requires_grad_(False)
+
+    def train(self, mode: bool = True) -> TextEncoder:
+        """A frozen encoder stays in evaluation mode: its dropout would be noise on constant features."""
+        super().train(mode)
+        if not self.finetune:
+            self.model.eval()
+        return self
+
+    def forward(self, text: Tensor) -> tuple[Tensor, Tensor]:
+        """Rows of `text`: token ids, attention mask, segment ids (any number type). Returns states and mask (N, L)."""
+        if text.dim() != 3 or text.shape[1] != 3:
+            raise InputError(
+                f"text has shape {tuple(text.shape)}, expected token ids (N, 3, L) since use_bert is set: "
+                "use a file with text_bert, or set use_bert=false"
+            )
+        ids, mask, segments = text.long().unbind(dim=1)
+        if int(ids.max()) >= self.vocabulary:
+            raise InputError(
+                f"token id {int(ids.max())} lies outside the text encoder's vocabulary of {self.vocabulary}: "
+                "the file was made with another tokenizer"
+            )
+        with torch.set_grad_enabled(self.finetune and torch.is_grad_enabled()):
+            states = self.model(input_ids=ids, attention_mask=mask, token_type_ids=segments).last_hidden_state
+        return states, mask.bool()

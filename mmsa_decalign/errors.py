@@ -1,0 +1,25 @@
+"""The two kinds of failure that a user sees; their text is part of the interface.
+
+A message is one or two lines: the thing at fault, what was expected, and the remedy.
+"""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterable
+
+
+class InputError(ValueError):
+    """The user's input is wrong or missing (a file, key, name or value). Exit code 2; nothing was written."""
+
+
+class RunError(RuntimeError):
+    """A run with valid input failed on its way. Exit code 1; finished results stay."""
+
+
+def nearest(name: str, valid: Iterable[str]) -> str:
+    """End of an error message: the closest valid name if there is one, and the list of all."""
+    valid = sorted(valid)
+    close = difflib.get_close_matches(name, valid, n=1, cutoff=0.5)
+    guess = f"did you mean {close[0]!r}? " if close else ""
+    return f"{guess}valid: {', '.join(valid)}"

@@ -1,0 +1,184 @@
+"""DecAlign: encode, decouple, align, fuse, predict.
+
+Lives here: the model and nothing else; each step's mathematics is in `ops`, the transformer in `fusion.py`.
+Shapes: N samples, T steps, d = d_model; everything is (N, T, d), modalities in the order text, audio, vision.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from .encoder import TextEncoder
+from .errors import InputError
+from .fusion import CrossModalTransformer
+from .masking import masked_mean, shorten, steps_mask, trailing_lengths
+from .ops import HeteroLoss, HomoLoss, decoupling_loss, hetero_loss, homo_loss
+from .settings import MODALITIES, Settings
+from .standardise import Standardiser
+
+
+class AlignmentTerms(NamedTuple):
+    """The alignment losses of one training batch; None where a term does not exist (fewer than two modalities)."""
+
+    decoupling: Tensor
+    hetero: Tensor | None
+    homo: Tensor | None
+    hetero_parts: HeteroLoss | None  # transport, prototype, mixtures, solver record
+    homo_parts: HomoLoss | None  # semantic, mmd
+
+
+class DecAlign(nn.Module):
+    """Hierarchical cross-modal alignment by decoupled features (arXiv 2503.11892).
+
+    Args:
+        settings: see `Settings`; its `feature_dims` are the raw widths (the text width comes from the encoder when
+            `use_bert` is set).
+    """
+
+    def __init__(self, settings: Settings) -> None:
+        super().__init__()
+        s = self.settings = settings
+        self.text_encoder = TextEncoder(s.pretrained, s.use_finetune) if s.use_bert and "text" in s.modalities else None
+        widths = dict(zip(MODALITIES, s.feature_dims, strict=True))
+        if self.text_encoder is not None:
+            widths["text"] = self.text_encoder.width
+        self.kernels = dict(zip(MODALITIES, s.conv_kernel_sizes, strict=True))
+
+        def per_modality(make: Any) -> nn.ModuleDict:
+            return nn.ModuleDict({m: make(m) for m in s.modalities})
+
+        d, p = s.d_model, s.pde_width
+        self.standardise = per_modality(lambda m: Standardiser(widths[m]))
+        self.project = nn.ModuleDict(
+            {
+                m: nn.Conv1d(widths[m], d, self.kernels[m], bias=False)
+                for m in s.modalities
+                if not (s.skip_equal_projection and widths[m] == d)
+            }
+        )
+        self.unique = per_modality(lambda m: nn.Linear(d, d, bias=False))
+        self.common = nn.Linear(d, d, bias=False)
+        attn_dropout = dict(zip(MODALITIES, s.attn_dropout, strict=True))
+        self.fuse = per_modality(
+            lambda m: CrossModalTransformer(
+                d, s.num_heads, s.nlevels, attn_dropout=attn_dropout[m], relu_dropout=s.relu_dropout,
+                res_dropout=s.res_dropout, embed_dropout=s.embed_dropout, causal=s.attn_mask,
+            )
+        )
+        self.distribution = per_modality(
+            lambda m: nn.Sequential(nn.Linear(d, d), nn.ReLU(), nn.Dropout(s.output_dropout), nn.Linear(d, p))
+        )
+        self.output_dropout = nn.Dropout(s.output_dropout)
+        self.head = nn.Linear(2 * len(s.modalities) * d, s.outputs)
+
+    def forward(
+        self,
+        text: Tensor | None,
+        audio: Tensor | None,
+        vision: Tensor | None,
+        *,
+        lengths: Mapping[str, Tensor] | Sequence[Tensor | None] | None = None,
+    ) -> dict[str, Any]:
+        """Predict, and in training mode compute the alignment losses too.
+
+        Args:
+            text: (N, T_t, D_t), or token ids (N, 3, L) with `use_bert`; audio: (N, T_a, D_a); vision: (N, T_v, D_v).
+                A modality that the settings leave out may be None. Any T >= 1; the three may differ.
+            lengths: valid steps (N,) of each modality, by name or in the order text, audio, vision. Where they are
+                not given, the attention mask counts for token ids, and all-zero steps at the end count as padding.
+
+        Returns:
+            `M` (N, outputs), the prediction; `Feature_t`, `Feature_a`, `Feature_v` (N, d), the fused unique features of
+            the modalities in use; `Feature_f` (N, 2 M d), what the head sees; in training mode `terms`, `AlignmentTerms`.
+        """
+        names = self.settings.modalities
+        x, valid = self._encode(dict(zip(MODALITIES, (text, audio, vision), strict=True)), _by_name(lengths))
+        unique = {m: self.unique[m](x[m]) for m in names}
+        common = {m: self.common(x[m]) for m in names}
+        fused = {m: masked_mean(self._fuse(m, unique, valid), valid[m]) for m in names}
+        common_mean = {m: masked_mean(common[m], valid[m]) for m in names}
+        representation = torch.cat([*fused.values(), *common_mean.values()], dim=1)
+        out: dict[str, Any] = {"M": self.head(self.output_dropout(representation)), "Feature_f": representation}
+        out |= {f"Feature_{m[0]}": fused[m] for m in names}
+        if self.training:
+            out["terms"] = self._align(unique, common, common_mean, valid)
+        return out
+
+    def _encode(
+        self, raw: dict[str, Tensor | None], lengths: dict[str, Tensor | None]
+    ) -> tuple[dict[str, Tensor], dict[str, Tensor | None]]:
+        """Raw inputs to (N, T, d) with zeros at padded steps, and which steps are valid (None: all)."""
+        x, valid = {}, {}
+        for m in self.settings.modalities:
+            features, mask = raw[m], None
+            if features is None:
+                raise InputError(f"{m} is missing, but the settings' modalities name it")
+            if m == "text" and self.text_encoder is not None:
+                features, mask = self.text_encoder(features)
+            if features.dim() != 3 or 0 in features.shape:
+                raise InputError(f"{m} has shape {tuple(features.shape)}, expected (N, T, features) with N, T >= 1")
+            steps = lengths.get(m)
+            if not self.settings.use_sequence_mask:
+                mask = None
+            elif mask is None:
+                steps = trailing_lengths(features) if steps is None else steps.to(features.device)
+                mask = steps_mask(steps, features.shape[1])
+            x[m], valid[m] = self._project(m, features, mask)
+        return x, valid
+
+    def _project(self, m: str, features: Tensor, mask: Tensor | None) -> tuple[Tensor, Tensor | None]:
+        features = self.standardise[m](features)
+        if mask is not None:
+            features = features * mask.unsqueeze(2)  # standardising moved the zeros
+        if m == "text":
+            features = F.dropout(features, self.settings.text_dropout, self.training)
+        if m not in self.project:
+            return features, mask
+        kernel = self.kernels[m]
+        features = F.pad(features, (0, 0, 0, max(kernel - features.shape[1], 0)))  # a sequence shorter than the kernel
+        features = self.project[m](features.mT).mT
+        if mask is None:
+            return features, None
+        mask = shorten(mask, kernel)
+        return features * mask.unsqueeze(2), mask
+
+    def _fuse(self, m: str, unique: dict[str, Tensor], valid: dict[str, Tensor | None]) -> Tensor:
+        others = [n for n in unique if n != m] if self.settings.use_cross_modal_attention else []
+        if not others:
+            return self.fuse[m](unique[m], None, valid[m])
+        context = torch.cat([unique[n] for n in others], dim=1)
+        masks = [valid[n] for n in others]
+        return self.fuse[m](unique[m], context, None if masks[0] is None else torch.cat(masks, dim=1))
+
+    def _align(
+        self,
+        unique: dict[str, Tensor],
+        common: dict[str, Tensor],
+        common_mean: dict[str, Tensor],
+        valid: dict[str, Tensor | None],
+    ) -> AlignmentTerms:
+        s = self.settings
+        decoupling = decoupling_loss(list(unique.values()), list(common.values()), power=s.decoupling_power)
+        if len(s.modalities) < 2:
+            return AlignmentTerms(decoupling, None, None, None, None)
+        hetero = hetero_loss(
+            [masked_mean(unique[m], valid[m]) for m in s.modalities],
+            n_components=s.num_prototypes, reg=s.ot_reg, n_iter=s.gmm_em_iters, var_floor=s.gmm_var_floor,
+            covariance=s.gmm_covariance, reduction=s.cost_reduction, mahalanobis=s.prototype_mahalanobis,
+            solver=s.ot_solver, tol=s.ot_tol, max_iter=s.ot_max_iter,
+        )
+        homo = homo_loss([self.distribution[m](common_mean[m]) for m in s.modalities], bandwidth=s.mmd_bandwidth)
+        return AlignmentTerms(decoupling, hetero.value, homo.value, hetero, homo)
+
+
+def _by_name(lengths: Mapping[str, Tensor] | Sequence[Tensor | None] | None) -> dict[str, Tensor | None]:
+    if lengths is None:
+        return {}
+    if isinstance(lengths, Mapping):
+        return dict(lengths)
+    return dict(zip(MODALITIES, lengths, strict=True))

@@ -1,0 +1,104 @@
+"""The heterogeneity loss: prototypes of each modality, transport between them, samples to other modalities' prototypes.
+
+Lives here: the two losses that put mixtures and transport together (paper, section 3.2). Twin: reference/hetero.py.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from itertools import permutations
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from .mixture import GaussianMixture, fit_gaussian_mixtures
+from .transport import RELEASE_PRODUCT_FLOOR, TransportResult, joint_cost, multimarginal_sinkhorn, scale_of
+
+
+class HeteroLoss(NamedTuple):
+    """The loss and what it is made of."""
+
+    value: Tensor  # transport + prototype
+    transport: Tensor  # scalar, the optimal value of the transport problem (can be negative: it holds an entropy)
+    prototype: Tensor  # scalar, >= 0
+    mixtures: tuple[GaussianMixture, ...]
+    result: TransportResult
+
+
+def prototype_loss(
+    features: Sequence[Tensor],
+    mixtures: Sequence[GaussianMixture],
+    *,
+    reduction: str = "mean",
+    mahalanobis: bool = False,
+) -> Tensor:
+    r"""Distance of each modality's samples to the other modalities' prototypes.
+
+    Mean over ordered pairs i != j of  mean_n sum_k r_i[n, k] * |x_i[n] - mu_j[k]|^2.
+
+    Args:
+        features: M >= 2 tensors (N, d).
+        mixtures: M mixtures with the same K, the i-th fitted to features[i].
+        reduction: "mean" or "sum" over the d dimensions.
+        mahalanobis: divide each squared difference by the variance of the component, per dimension (diagonal
+            covariances; the diagonal of full ones is used).
+
+    Raises:
+        ValueError: when the counts differ or fewer than two modalities are given.
+    """
+    if len(features) != len(mixtures) or len(features) < 2:
+        raise ValueError(f"{len(features)} features and {len(mixtures)} mixtures, expected M >= 2 of each")
+    scale = scale_of(reduction, features[0].shape[-1])
+    pairs = []
+    for i, j in permutations(range(len(features)), 2):
+        squared = (features[i].unsqueeze(1) - mixtures[j].means.unsqueeze(0)).square()  # (N, K, d)
+        if mahalanobis:
+            cov = mixtures[j].covariances
+            squared = squared / (cov if cov.dim() == 2 else cov.diagonal(dim1=-2, dim2=-1)).unsqueeze(0)
+        pairs.append((mixtures[i].responsibilities * squared.sum(dim=-1)).sum(dim=1).mean() * scale)
+    return torch.stack(pairs).mean()
+
+
+def hetero_loss(
+    features: Sequence[Tensor],
+    *,
+    n_components: int,
+    reg: float = 0.1,
+    n_iter: int = 5,
+    var_floor: float = 1e-4,
+    covariance: str = "diag",
+    reduction: str = "mean",
+    mahalanobis: bool = False,
+    solver: str = "log",
+    tol: float = 1e-9,
+    max_iter: int | None = None,
+) -> HeteroLoss:
+    r"""Transport value between the modalities' mixtures plus the prototype loss.
+
+    A mixture is fitted to each modality; its marginal nu_m is the mean of its responsibilities; the joint cost of the
+    mixtures and the nu_m make the transport problem.
+
+    Args:
+        features: M >= 2 tensors (N, d), averaged over time.
+        n_components, n_iter, var_floor, covariance: as in `fit_gaussian_mixture`.
+        reg, solver, tol, max_iter: as in `multimarginal_sinkhorn`.
+        reduction, mahalanobis: as in `gaussian_cost` and `prototype_loss`.
+
+    Raises:
+        ValueError: when fewer than two modalities are given or their shapes differ.
+
+    Source: DecAlign (arXiv 2503.11892), section 3.2.
+    """
+    shapes = {tuple(x.shape) for x in features}
+    if len(features) < 2 or len(shapes) != 1 or features[0].dim() != 2:
+        raise ValueError(f"{len(features)} feature tensors of shapes {sorted(shapes)}, expected M >= 2 of one shape (N, d)")
+    mixtures = fit_gaussian_mixtures(
+        torch.stack(list(features)), n_components, n_iter=n_iter, var_floor=var_floor, covariance=covariance
+    )
+    floor = RELEASE_PRODUCT_FLOOR if solver == "release" else 0.0
+    cost = joint_cost(mixtures, reduction=reduction, product_floor=floor)
+    marginals = [mixture.responsibilities.mean(dim=0) for mixture in mixtures]
+    result = multimarginal_sinkhorn(cost, marginals, reg=reg, tol=tol, max_iter=max_iter, solver=solver)
+    prototype = prototype_loss(features, mixtures, reduction=reduction, mahalanobis=mahalanobis)
+    return HeteroLoss(result.value + prototype, result.value, prototype, tuple(mixtures), result)

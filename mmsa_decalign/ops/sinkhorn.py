@@ -1,0 +1,154 @@
+"""The stable solver of entropic multi-marginal transport: Sinkhorn sweeps and Newton steps on the dual, in float64.
+
+With g_m = f_m / reg the dual in units of reg is  D(g) = sum_m <g_m, nu_m> - sum exp(sum_m g_m - C / reg).
+It is concave. A Sinkhorn sweep maximises it exactly in one g_m after the other, from anywhere, but slowly when C / reg
+is large; a Newton step converges quadratically near the optimum but may fail far from it. Each round does both, and a
+Newton step that does not improve matters is dropped, so D never falls. Large C / reg is approached from larger reg.
+
+May change: everything, as long as `solve_dual` stays without side effects and its error is measured on the plan that
+it returns. No gradients here: transport.py attaches them by the envelope theorem.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+EASY_RANGE = 30.0  # (max C - min C) / reg up to which the solver starts at once; beyond it reg is lowered in stages
+STAGE_FACTOR = 4.0  # each stage divides reg by this
+STAGE_TOL = 1e-3  # a stage before the last only has to be near enough for the next to start well
+
+
+class DualSolution(NamedTuple):
+    """Potentials and plan on all atoms (float64), with the error that the plan really has."""
+
+    value: Tensor
+    plan: Tensor
+    potentials: tuple[Tensor, ...]
+    error: float
+    n_iter: int
+
+
+@torch.no_grad()
+def solve_dual(cost: Tensor, marginals: Sequence[Tensor], reg: float, tol: float, max_iter: int) -> DualSolution:
+    """Maximise the dual of `multimarginal_sinkhorn`; arguments as there, already checked."""
+    full_cost = cost.detach().double()
+    full = [nu.detach().double() for nu in marginals]
+    full = [nu / nu.sum() for nu in full]
+    keep = [nu.nonzero().squeeze(1) for nu in full]  # atoms without mass take no part: no log(0) anywhere below
+    c = full_cost[torch.meshgrid(*keep, indexing="ij")]
+    nus = [nu[index] for nu, index in zip(full, keep, strict=True)]
+
+    potentials = [torch.zeros_like(nu) for nu in nus]
+    n_iter, error, log_plan = 0, float("inf"), c
+    for stage_reg, stage_tol in _stages(c, reg, tol):
+        g = [f / stage_reg for f in potentials]
+        while n_iter < max_iter:
+            n_iter += 1
+            g, log_plan = _sweep(g, c / stage_reg, nus)
+            error = _error(log_plan.exp(), nus)
+            if error <= stage_tol:
+                break
+            g, log_plan, error = _newton_step(g, log_plan, nus, error)
+            if error <= stage_tol:
+                break
+        potentials = [x * stage_reg for x in g]
+
+    plan = log_plan.exp()
+    value = sum((f @ nu for f, nu in zip(potentials, nus, strict=True)), -reg * plan.sum())
+    full_plan = torch.zeros_like(full_cost)
+    full_plan[torch.meshgrid(*keep, indexing="ij")] = plan
+    full_potentials = tuple(
+        torch.full_like(nu, -torch.inf).index_copy(0, index, f)
+        for nu, index, f in zip(full, keep, potentials, strict=True)
+    )
+    return DualSolution(value, full_plan, full_potentials, error, n_iter)
+
+
+def marginal(plan: Tensor, axis: int) -> Tensor:
+    """Sum of `plan` over all axes but one."""
+    return plan.sum(dim=[a for a in range(plan.dim()) if a != axis])
+
+
+def _stages(c: Tensor, reg: float, tol: float) -> list[tuple[float, float]]:
+    """(reg, tol) from an easy problem down to the one asked for."""
+    spread = float(c.max() - c.min())
+    stages = [(reg, tol)]
+    while spread / stages[0][0] > EASY_RANGE:
+        stages.insert(0, (stages[0][0] * STAGE_FACTOR, max(STAGE_TOL, tol)))
+    return stages
+
+
+def _log_plan(g: Sequence[Tensor], scaled_cost: Tensor) -> Tensor:
+    out = -scaled_cost
+    for axis, x in enumerate(g):
+        out = out + x.reshape([-1 if a == axis else 1 for a in range(len(g))])
+    return out
+
+
+def _sweep(g: Sequence[Tensor], scaled_cost: Tensor, nus: Sequence[Tensor]) -> tuple[list[Tensor], Tensor]:
+    """Give each potential in turn the value that makes its own marginal exact."""
+    g, log_plan = list(g), _log_plan(g, scaled_cost)
+    for axis, nu in enumerate(nus):
+        others = [a for a in range(len(nus)) if a != axis]
+        shift = nu.log() - torch.logsumexp(log_plan, dim=others)
+        g[axis] = g[axis] + shift
+        log_plan = log_plan + shift.reshape([-1 if a == axis else 1 for a in range(len(nus))])
+    return g, log_plan
+
+
+def _error(plan: Tensor, nus: Sequence[Tensor]) -> float:
+    return float(torch.stack([(marginal(plan, a) - nu).abs().sum() for a, nu in enumerate(nus)]).max())
+
+
+def _newton_step(
+    g: list[Tensor], log_plan: Tensor, nus: Sequence[Tensor], error: float
+) -> tuple[list[Tensor], Tensor, float]:
+    """One damped Newton step on D from a plan; the point given comes back when no step length improves it."""
+    plan = log_plan.exp()
+    sizes = [nu.numel() for nu in nus]
+    margins = [marginal(plan, a) for a in range(len(nus))]
+    gradient = torch.cat([nu - p for nu, p in zip(nus, margins, strict=True)])
+    hessian = _negative_hessian(plan, margins)
+    # Unit diagonal, so that atoms with little mass count like the others; the small ridge settles the constants that
+    # can move between potentials (the gradient has no part along them) and near-ties when reg is small.
+    scale = hessian.diagonal().clamp_min(1e-300).rsqrt()
+    system = hessian * scale.unsqueeze(0) * scale.unsqueeze(1)
+    system.diagonal().add_(1e-10)
+    factor, info = torch.linalg.cholesky_ex(system)
+    if int(info):
+        return g, log_plan, error
+    step = scale * torch.cholesky_solve((scale * gradient).unsqueeze(1), factor).squeeze(1)
+    slope = float(gradient @ step)
+    dual = float(sum((x @ nu for x, nu in zip(g, nus, strict=True)), -plan.sum()))
+    length = 1.0
+    for _ in range(8):
+        trial = [x + length * s for x, s in zip(g, step.split(sizes), strict=True)]
+        change = [length * s for s in step.split(sizes)]
+        trial_log_plan = _log_plan(change, -log_plan)
+        trial_plan = trial_log_plan.exp()
+        trial_error = _error(trial_plan, nus)
+        trial_dual = float(sum((x @ nu for x, nu in zip(trial, nus, strict=True)), -trial_plan.sum()))
+        if trial_error < error or trial_dual > dual + 1e-4 * length * slope:
+            return trial, trial_log_plan, trial_error
+        length *= 0.5
+    return g, log_plan, error
+
+
+def _negative_hessian(plan: Tensor, margins: Sequence[Tensor]) -> Tensor:
+    """Blocks (m, m): the marginals on the diagonal; blocks (m, n): the two-way marginals of the plan."""
+    m = plan.dim()
+    rows = []
+    for i in range(m):
+        row = []
+        for j in range(m):
+            if i == j:
+                row.append(torch.diag(margins[i]))
+            else:
+                pair = plan.sum(dim=[a for a in range(m) if a not in (i, j)]) if m > 2 else plan
+                row.append(pair if i < j else pair.mT)
+        rows.append(torch.cat(row, dim=1))
+    return torch.cat(rows, dim=0)

@@ -1,0 +1,206 @@
+"""Entropic multi-marginal optimal transport between mixtures (paper, section 3.2).
+
+Lives here: the ground cost between Gaussians, the joint cost of M mixtures, and the call `multimarginal_sinkhorn`
+with its result record. The stable solver itself is in `sinkhorn.py`. Twin: reference/transport.py.
+May change: how a solver gets there, as long as the result record stays truthful and the reference agrees.
+"""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Sequence
+from itertools import combinations
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from .mixture import GaussianMixture
+from .sinkhorn import marginal, solve_dual
+
+RELEASE_ROUNDS = 50  # the authors' release always does this many, converged or not
+RELEASE_PRODUCT_FLOOR = 1e-8  # and adds this under the square root of the covariance cost
+
+
+class TransportResult(NamedTuple):
+    """What a solver reached, and how well."""
+
+    value: Tensor  # scalar: <P, C> + reg * sum P (log P - 1); differentiable in cost and marginals
+    plan: Tensor  # (K_1, ..., K_M), >= 0
+    potentials: tuple[Tensor, ...]  # dual variables (K_m,), in units of the cost; -inf where the marginal is 0
+    marginal_error: float  # largest L1 distance between a marginal of the plan and the one asked for
+    n_iter: int
+    converged: bool  # marginal_error <= tol
+
+
+def gaussian_cost(
+    a: GaussianMixture, b: GaussianMixture, *, reduction: str = "mean", product_floor: float = 0.0
+) -> Tensor:
+    r"""Squared 2-Wasserstein distances between the components of two mixtures.
+
+    C[k, l] = |mu_k - mu'_l|^2 + tr(A_k + B_l - 2 (A_k^{1/2} B_l A_k^{1/2})^{1/2}); for diagonal covariances the
+    second term is sum_d (sqrt(a_d) - sqrt(b_d))^2.
+
+    Args:
+        a, b: mixtures of K_a and K_b components in the same dimension, both diagonal or both full.
+        reduction: "mean" divides by the dimension (the release), "sum" does not (the paper).
+        product_floor: >= 0, added to a_d * b_d under the root; the release uses 1e-8. Diagonal covariances only.
+
+    Returns:
+        (K_a, K_b) in squared feature units, >= 0 when product_floor is 0.
+
+    Raises:
+        ValueError: for mixtures that cannot be compared or an unknown reduction.
+
+    Source: Dowson & Landau, J. Multivariate Analysis 12 (1982) 450-455.
+    """
+    scale = scale_of(reduction, a.means.shape[-1])
+    if a.means.shape[-1] != b.means.shape[-1] or a.covariances.dim() != b.covariances.dim():
+        raise ValueError(
+            f"mixtures with means {tuple(a.means.shape)}, {tuple(b.means.shape)} and covariances "
+            f"{tuple(a.covariances.shape)}, {tuple(b.covariances.shape)}: expected one dimension and one covariance type"
+        )
+    between_means = (a.means.unsqueeze(1) - b.means.unsqueeze(0)).square().sum(dim=-1)
+    if a.covariances.dim() == 2:
+        var_a, var_b = a.covariances.unsqueeze(1), b.covariances.unsqueeze(0)
+        if product_floor > 0:
+            spread = (var_a + var_b - 2 * (var_a * var_b + product_floor).sqrt()).sum(dim=-1)
+        else:
+            spread = (var_a.sqrt() - var_b.sqrt()).square().sum(dim=-1)
+    else:
+        # tr (A^1/2 B A^1/2)^1/2 is the sum of the singular values of L_A^T L_B with A = L_A L_A^T: no matrix
+        # square root, and a gradient that exists for repeated eigenvalues.
+        factor_a, factor_b = torch.linalg.cholesky(a.covariances), torch.linalg.cholesky(b.covariances)
+        product = factor_a.mT.unsqueeze(1) @ factor_b.unsqueeze(0)
+        cross = torch.linalg.svdvals(product).sum(dim=-1)
+        trace_a = a.covariances.diagonal(dim1=-2, dim2=-1).sum(dim=-1)
+        trace_b = b.covariances.diagonal(dim1=-2, dim2=-1).sum(dim=-1)
+        spread = trace_a.unsqueeze(1) + trace_b.unsqueeze(0) - 2 * cross
+    return (between_means + spread) * scale
+
+
+def joint_cost(
+    mixtures: Sequence[GaussianMixture], *, reduction: str = "mean", product_floor: float = 0.0
+) -> Tensor:
+    """Cost of taking one component from each mixture: C[k_1..k_M] = sum over i < j of gaussian_cost(i, j)[k_i, k_j].
+
+    Args:
+        mixtures: M >= 2, in the order of the modalities.
+        reduction, product_floor: as in `gaussian_cost`.
+
+    Returns:
+        (K_1, ..., K_M).
+    """
+    if len(mixtures) < 2:
+        raise ValueError(f"{len(mixtures)} mixtures, expected at least 2: one alone has nothing to be aligned with")
+    total = mixtures[0].means.new_zeros([1] * len(mixtures))
+    for i, j in combinations(range(len(mixtures)), 2):
+        pair = gaussian_cost(mixtures[i], mixtures[j], reduction=reduction, product_floor=product_floor)
+        shape = [1] * len(mixtures)
+        shape[i], shape[j] = pair.shape
+        total = total + pair.reshape(shape)
+    return total
+
+
+def multimarginal_sinkhorn(
+    cost: Tensor,
+    marginals: Sequence[Tensor],
+    *,
+    reg: float,
+    tol: float = 1e-9,
+    max_iter: int | None = None,
+    solver: str = "log",
+) -> TransportResult:
+    r"""Entropic transport between M distributions at once.
+
+    value = min_P <P, C> + reg * sum P (log P - 1) over P >= 0 whose m-th marginal is `marginals[m]`.
+    At the optimum log P[k_1..k_M] = (sum_m f_m[k_m] - C[k_1..k_M]) / reg with the potentials f_m.
+
+    Gradients use the envelope theorem: d value / d C = P and d value / d marginals[m] = f_m (up to a constant, which
+    normalised marginals do not feel). Nothing is stored per round; there is no second derivative.
+
+    Args:
+        cost: (K_1, ..., K_M), any finite real numbers, M >= 2.
+        marginals: M vectors (K_m,), >= 0 with sum 1 (to 1e-4; rescaled exactly). Zeros are allowed.
+        reg: entropic weight, > 0, in units of the cost.
+        tol: largest accepted L1 error of a marginal. The stable solver works in float64 whatever the input's type.
+        max_iter: rounds at most; default 1000, or 50 for the release's arithmetic.
+        solver: "log" (stable, default) or "release": the authors' arithmetic, which underflows where cost / reg is
+            large and is differentiated through its rounds. For numbers that must match theirs only.
+
+    Warns:
+        RuntimeWarning: when the stable solver stops above `tol`; the record then says converged=False.
+
+    Raises:
+        ValueError: for shapes, marginals, numbers or options outside the above.
+
+    >>> r = multimarginal_sinkhorn(torch.zeros(2, 2), [torch.tensor([0.5, 0.5])] * 2, reg=1.0)
+    >>> r.plan.tolist()
+    [[0.25, 0.25], [0.25, 0.25]]
+    """
+    if not reg > 0:
+        raise ValueError(f"reg={reg}, expected a positive entropic weight in units of the cost")
+    if solver not in ("log", "release"):
+        raise ValueError(f"solver={solver!r}, expected 'log' or 'release'")
+    marginals = _checked_marginals(cost, marginals)
+    if solver == "release":
+        return _release(cost, marginals, reg, tol, RELEASE_ROUNDS if max_iter is None else max_iter)
+    solution = solve_dual(cost, marginals, reg, tol, 1000 if max_iter is None else max_iter)
+    if not solution.error <= tol:
+        warnings.warn(
+            f"transport stopped at a marginal error of {solution.error:.1e} (tol {tol:.1e}) after {solution.n_iter} "
+            "rounds: raise max_iter, or reg if cost / reg is very large",
+            RuntimeWarning,
+            stacklevel=2,
+        )
+    plan, potentials = solution.plan.to(cost.dtype), [f.to(cost.dtype) for f in solution.potentials]
+    # The envelope theorem as a surrogate: the added terms are exactly zero, their gradients are P and f_m.
+    value = solution.value.to(cost.dtype) + (plan * (cost - cost.detach())).sum()
+    for f, nu in zip(potentials, marginals, strict=True):
+        # Where the marginal is zero f is -inf, but so flat is everything upstream that any finite number will do.
+        value = value + (torch.where(nu > 0, f, torch.zeros_like(f)) * (nu - nu.detach())).sum()
+    return TransportResult(value, plan, tuple(potentials), solution.error, solution.n_iter, solution.error <= tol)
+
+
+def _release(cost: Tensor, marginals: list[Tensor], reg: float, tol: float, rounds: int) -> TransportResult:
+    """The release's arithmetic, generalised to any M: exponentials, a clamped kernel, padded denominators."""
+    kernel = torch.exp(-cost / max(reg, 1e-6)).clamp_min(1e-30)
+    m = cost.dim()
+    scalings = [torch.ones_like(nu) for nu in marginals]
+
+    def scaled(skip: int | None = None) -> Tensor:
+        out = kernel
+        for axis, s in enumerate(scalings):
+            if axis != skip:
+                out = out * s.reshape([-1 if a == axis else 1 for a in range(m)])
+        return out
+
+    for _ in range(rounds):
+        for axis in range(m):
+            scalings[axis] = marginals[axis] / (marginal(scaled(skip=axis), axis) + 1e-8)
+    plan = scaled()
+    value = (plan * cost).sum() + reg * (plan * (plan.clamp_min(1e-8).log() - 1)).sum()
+    with torch.no_grad():
+        error = max(float((marginal(plan, a) - nu).abs().sum()) for a, nu in enumerate(marginals))
+        potentials = tuple(reg * s.log() for s in scalings)
+    return TransportResult(value, plan.detach(), potentials, error, rounds, error <= tol)
+
+
+def _checked_marginals(cost: Tensor, marginals: Sequence[Tensor]) -> list[Tensor]:
+    shapes = tuple(tuple(nu.shape) for nu in marginals)
+    if cost.dim() < 2 or shapes != tuple((k,) for k in cost.shape):
+        raise ValueError(f"cost {tuple(cost.shape)} with marginals of shape {shapes}: expected one vector (K_m,) per axis")
+    if not torch.isfinite(cost).all():
+        raise ValueError("cost holds NaN or Inf: look for features that are not finite")
+    total = torch.stack([nu.sum() for nu in marginals])
+    low = torch.stack([nu.min() for nu in marginals])
+    if not bool((low >= 0).all() and ((total - 1).abs() <= 1e-4).all()):
+        raise ValueError(f"marginals sum to {total.tolist()} with minima {low.tolist()}: expected >= 0 and sum 1")
+    return [nu / s for nu, s in zip(marginals, total, strict=True)]
+
+
+def scale_of(reduction: str, dimension: int) -> float:
+    """1/d for "mean", 1 for "sum": the factor that turns a sum over dimensions into the reduction asked for."""
+    if reduction not in ("mean", "sum"):
+        raise ValueError(f"reduction={reduction!r}, expected 'mean' or 'sum'")
+    return 1.0 / dimension if reduction == "mean" else 1.0

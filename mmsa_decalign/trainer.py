@@ -1,0 +1,216 @@
+"""MMSA's trainer contract for DecAlign: do_train, do_test.
+
+Lives here: the optimisation loop, the choice of the checkpoint on the validation split, and evaluation. What a batch
+costs is in `objective.py`; where batches come from and what becomes of the results is the harness's business. MMSA's
+metrics function is handed in, so that this file does not know MMSA.
+"""
+
+from __future__ import annotations
+
+import logging
+import math
+import time
+from collections.abc import Callable, Iterable, Mapping
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn, optim
+from torch.utils.data import DataLoader
+
+from .errors import InputError, RunError, nearest
+from .masking import steps_mask, trailing_lengths
+from .model import DecAlign
+from .objective import objective, task_loss
+from .settings import MODALITIES, Settings
+
+logger = logging.getLogger("MMSA")
+
+Metrics = Callable[[Tensor, Tensor], Mapping[str, float]]
+
+
+class DecAlignTrainer:
+    """Trains one DecAlign and keeps the account of it.
+
+    Args:
+        args: MMSA's argument dictionary; `device`, `model_save_path` and the settings are read from it.
+        metrics: predictions (N, outputs) and labels (N, 1) to a dictionary of figures, as MMSA's MetricsTop gives it.
+
+    After `do_train`: `history`, one entry an epoch (terms of the objective, validation figures, learning rate, seconds,
+    whether the checkpoint was replaced); `best_epoch`, counted from 1; `selection`, the rule and its value.
+    """
+
+    def __init__(self, args: Mapping[str, Any], metrics: Metrics) -> None:
+        self.args, self.metrics = args, metrics
+        self.settings = Settings.from_args(args)
+        self.history: list[dict[str, Any]] = []
+        self.best_epoch = 0
+        self.selection: dict[str, Any] = {}
+
+    def do_train(
+        self, model: nn.Module, dataloader: Mapping[str, Any], return_epoch_results: bool = False
+    ) -> dict[str, list] | None:
+        """Train on `dataloader["train"]`, choose on `dataloader["valid"]`, save the best state to `model_save_path`.
+
+        return_epoch_results is MMSA's: then the metrics of every epoch on all three splits come back. It is the only
+        way in which the test split is read here, and nothing is chosen by it.
+        """
+        s, device = self.settings, self.args["device"]
+        decalign = _inner(model)
+        self.history, self.best_epoch = [], 0
+        class_weights = self._prepare(decalign, dataloader["train"], device)
+        optimizer = _optimizer(decalign, s)
+        sign = 1.0 if _lower_is_better(s.KeyEval) else -1.0
+        scheduler = optim.lr_scheduler.ReduceLROnPlateau(optimizer, patience=s.scheduler_patience, factor=s.factor)
+        best = math.inf
+        epoch_results: dict[str, list] = {"train": [], "valid": [], "test": []}
+        for epoch in range(1, s.num_epochs + 1):
+            began = time.perf_counter()
+            train = self._train_epoch(model, dataloader["train"], optimizer, class_weights, epoch)
+            valid = self.do_test(model, dataloader["valid"], mode="VAL")
+            score = sign * self._score(valid)
+            rate = optimizer.param_groups[-1]["lr"]
+            scheduler.step(score)
+            selected = score < best
+            if selected:
+                best, self.best_epoch = score, epoch
+                torch.save(model.state_dict(), self.args["model_save_path"])
+            self.history.append(
+                {"epoch": epoch, "train": train, "valid": valid, "learning_rate": rate, "selected": selected,
+                 "seconds": round(time.perf_counter() - began, 3)}
+            )
+            terms = "  ".join(f"{name} {value:.4f}" for name, value in train.items())
+            logger.info(
+                "epoch %d/%d  train: %s  valid: %s %.4f%s", epoch, s.num_epochs, terms, s.KeyEval, self._score(valid),
+                "  (best so far)" if selected else "",
+            )
+            if return_epoch_results:
+                for split in epoch_results:
+                    epoch_results[split].append(self.do_test(model, dataloader[split], mode=split.upper()))
+            if epoch - self.best_epoch >= s.early_stop:
+                break
+        if not self.best_epoch:
+            raise RunError(f"validation {s.KeyEval} was never a number in {epoch} epochs: lower learning_rate or clip")
+        mode = "min" if sign > 0 else "max"
+        self.selection = {"metric": s.KeyEval, "mode": mode, "split": "valid", "value": sign * best}
+        return epoch_results if return_epoch_results else None
+
+    def do_test(
+        self, model: nn.Module, dataloader: Iterable, mode: str = "VAL", return_sample_results: bool = False
+    ) -> dict[str, Any]:
+        """MMSA's metrics and the sample-weighted task loss ("Loss") of `model` on a split."""
+        model.eval()
+        predictions, labels, ids, features = [], [], [], []
+        with torch.no_grad():
+            for batch in dataloader:
+                outputs = model(*_inputs(batch, self.args["device"]), lengths=_lengths(batch, self.args["device"]))
+                predictions.append(outputs["M"].cpu())
+                labels.append(batch["labels"]["M"].view(-1, 1))
+                if return_sample_results:
+                    ids.extend(batch["id"])
+                    features.append({k: v.cpu().numpy() for k, v in outputs.items() if k.startswith("Feature_")})
+        prediction, label = torch.cat(predictions), torch.cat(labels)
+        target = label.flatten().long() if self.settings.train_mode == "classification" else label
+        results: dict[str, Any] = {k: float(v) for k, v in self.metrics(prediction, target).items()}
+        results["Loss"] = round(float(task_loss(prediction, label, self.settings)), 4)
+        if mode == "TEST":
+            logger.info("TEST-(%s) >> %s", "decalign", "  ".join(f"{k}: {v:.4f}" for k, v in results.items()))
+        if return_sample_results:
+            results |= {
+                "Ids": ids,
+                "SResults": list(prediction.squeeze(1).numpy()) if prediction.shape[1] == 1 else list(prediction.numpy()),
+                "Features": {k: np.concatenate([f[k] for f in features]) for k in features[0]},
+                "Labels": label.tolist(),
+            }
+        return results
+
+    def _prepare(self, model: DecAlign, loader: Any, device: Any) -> Tensor | None:
+        """What has to be known of the training split before the first step: input statistics, class weights."""
+        s = self.settings
+        if s.need_feature_standardized:
+            _fit_standardisers(model, loader, s)
+        if s.train_mode != "classification" or s.class_weights is None:
+            return None
+        if isinstance(s.class_weights, tuple):
+            return torch.tensor(s.class_weights, dtype=torch.float32, device=device)
+        labels = torch.cat([batch["labels"]["M"].flatten() for batch in _in_order(loader)]).long()
+        count = torch.bincount(labels, minlength=s.num_classes).clamp_min(1)
+        return (len(labels) / (s.num_classes * count)).to(device)
+
+    def _train_epoch(
+        self, model: nn.Module, loader: Iterable, optimizer: optim.Optimizer, class_weights: Tensor | None, epoch: int
+    ) -> dict[str, float]:
+        """One pass; the mean of every term of the objective over the samples."""
+        model.train()
+        sums: dict[str, float] = {}
+        samples = 0
+        for batch in loader:
+            labels = batch["labels"]["M"].to(self.args["device"])
+            optimizer.zero_grad()
+            outputs = model(*_inputs(batch, self.args["device"]), lengths=_lengths(batch, self.args["device"]))
+            parts = objective(outputs, labels, self.settings, class_weights)
+            numbers = parts.numbers()
+            bad = [name for name, value in numbers.items() if name != "loss" and not math.isfinite(value)]
+            if bad or not math.isfinite(numbers["loss"]):
+                raise RunError(f"epoch {epoch}: the {(bad or ['total'])[0]} loss is not a number: lower learning_rate or clip")
+            parts.total.backward()
+            if self.settings.clip is not None:
+                nn.utils.clip_grad_norm_(model.parameters(), self.settings.clip)
+            optimizer.step()
+            samples += len(labels)
+            for name, value in numbers.items():
+                sums[name] = sums.get(name, 0.0) + value * len(labels)
+        return {name: value / samples for name, value in sums.items()}
+
+    def _score(self, results: Mapping[str, float]) -> float:
+        name = self.settings.KeyEval
+        if name not in results:
+            raise InputError(f"setting KeyEval={name!r} is no validation metric of this data set: {nearest(name, results)}")
+        return results[name]
+
+
+def _inner(model: nn.Module) -> DecAlign:
+    """The DecAlign itself, also when MMSA's wrapper holds it."""
+    return model if isinstance(model, DecAlign) else next(m for m in model.modules() if isinstance(m, DecAlign))
+
+
+def _lower_is_better(metric: str) -> bool:
+    return metric in ("Loss", "MAE")
+
+
+def _inputs(batch: Mapping[str, Any], device: Any) -> tuple[Tensor, ...]:
+    return tuple(batch[m].to(device) for m in MODALITIES)
+
+
+def _lengths(batch: Mapping[str, Any], device: Any) -> dict[str, Tensor]:
+    """Valid steps by modality, for those that the loader knows (MMSA's own loader knows fewer than ours)."""
+    known = {m: batch.get(f"{m}_lengths") for m in MODALITIES}
+    return {m: torch.as_tensor(steps).to(device) for m, steps in known.items() if steps is not None}
+
+
+def _optimizer(model: DecAlign, s: Settings) -> optim.Optimizer:
+    encoder = [] if model.text_encoder is None else [p for p in model.text_encoder.parameters() if p.requires_grad]
+    in_encoder = {id(p) for p in encoder}
+    rest = [p for p in model.parameters() if p.requires_grad and id(p) not in in_encoder]
+    groups: list[dict[str, Any]] = [{"params": rest, "lr": s.learning_rate}]
+    if encoder:
+        rate = s.learning_rate if s.bert_learning_rate is None else s.bert_learning_rate
+        groups.insert(0, {"params": encoder, "lr": rate})
+    return optim.Adam(groups, weight_decay=s.weight_decay)
+
+
+def _in_order(loader: Any) -> DataLoader:
+    """The samples of a loader, without drawing from its random state or moving its progress bar."""
+    return DataLoader(loader.dataset, batch_size=256)
+
+
+def _fit_standardisers(model: DecAlign, loader: Any, s: Settings) -> None:
+    for m in s.feature_standardize_modalities:
+        if m not in s.modalities or (m == "text" and model.text_encoder is not None):
+            continue
+        rows = []
+        for batch in _in_order(loader):
+            x, steps = batch[m], batch.get(f"{m}_lengths")
+            valid = trailing_lengths(x) if steps is None else torch.as_tensor(steps)
+            rows.append(x[steps_mask(valid, x.shape[1])] if s.use_sequence_mask else x.flatten(0, 1))
+        model.standardise[m].fit(torch.cat(rows), s.feature_clip_percentiles)
