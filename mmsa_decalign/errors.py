@@ -20,6 +20,7 @@ class RunError(RuntimeError):
 def nearest(name: str, valid: Iterable[str]) -> str:
     """End of an error message: the closest valid name if there is one, and the list of all."""
     valid = sorted(valid)
-    close = difflib.get_close_matches(name, valid, n=1, cutoff=0.5)
-    guess = f"did you mean {close[0]!r}? " if close else ""
+    by_case = {one.lower(): one for one in valid}
+    close = difflib.get_close_matches(name.lower(), by_case, n=1, cutoff=0.5)
+    guess = f"did you mean {by_case[close[0]]!r}? " if close else ""
     return f"{guess}valid: {', '.join(valid)}"

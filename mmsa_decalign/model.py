@@ -94,7 +94,8 @@ class DecAlign(nn.Module):
 
         Returns:
             `M` (N, outputs), the prediction; `Feature_t`, `Feature_a`, `Feature_v` (N, d), the fused unique features of
-            the modalities in use; `Feature_f` (N, 2 M d), what the head sees; in training mode `terms`, `AlignmentTerms`.
+            the modalities in use; `Feature_f` (N, 2 M d), what the head sees; in training mode `terms`, an
+            `AlignmentTerms`. Evaluation mode computes no alignment loss.
         """
         names = self.settings.modalities
         x, valid = self._encode(dict(zip(MODALITIES, (text, audio, vision), strict=True)), _by_name(lengths))

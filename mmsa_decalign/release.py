@@ -52,7 +52,7 @@ def from_release(state_dict: Mapping[str, Tensor], **config: Any) -> DecAlign:
     wanted = {name: value for name, value in model.state_dict().items() if not name.startswith("standardise.")}
     for name in sorted(set(wanted) ^ set(renamed)):
         where = "lacks" if name in wanted else "has no use for"
-        raise InputError(f"the state dict does not fit the settings: the model {where} {name!r}; check nlevels and widths")
+        raise InputError(f"the state dict does not fit: the model {where} {name!r}; check nlevels and the widths")
     for name, value in renamed.items():
         if wanted[name].shape != value.shape:
             raise InputError(
@@ -72,8 +72,8 @@ def release_settings(config: Mapping[str, Any]) -> Settings:
         "use_sequence_mask": False,
         "ot_solver": config.pop("solver", "release"),
     }
-    valid = set(Settings.names()) | set(RENAMED) | IGNORED | {"dst_feature_dim_nheads", "attn_dropout_a", "attn_dropout_v"}
-    valid |= {"active_modalities", "solver"} | {f"conv1d_kernel_size_{letter}" for letter in SUFFIX}
+    valid = set(Settings.names()) | set(RENAMED) | IGNORED | {f"conv1d_kernel_size_{letter}" for letter in SUFFIX}
+    valid |= {"dst_feature_dim_nheads", "attn_dropout_a", "attn_dropout_v", "active_modalities", "solver"}
     for key in config:
         if key not in valid:
             raise InputError(f"unknown key {key!r} of the release's configuration: {nearest(key, valid)}")

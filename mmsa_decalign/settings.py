@@ -192,11 +192,11 @@ def _check_values(s: Settings) -> None:
             if one not in MODALITIES:
                 raise InputError(f"setting {name} names {one!r}: {nearest(one, MODALITIES)}")
     if not s.modalities or list(s.modalities) != [m for m in MODALITIES if m in s.modalities]:
-        raise InputError(f"setting modalities={list(s.modalities)}: expected one to three of text, audio, vision in order")
+        raise InputError(f"setting modalities={list(s.modalities)}: expected some of text, audio, vision in order")
     if s.d_model % s.num_heads:
         divisors = [h for h in range(1, s.d_model + 1) if s.d_model % h == 0]
         raise InputError(
-            f"num_heads={s.num_heads} does not divide d_model={s.d_model}: choose one of {', '.join(map(str, divisors))}"
+            f"num_heads={s.num_heads} does not divide d_model={s.d_model}: choose from {', '.join(map(str, divisors))}"
         )
     if min(s.feature_dims) < 1 or min(s.conv_kernel_sizes) < 1 or s.pde_width < 1:
         raise InputError("feature_dims, conv_kernel_sizes and pde_dim: expected whole numbers above 0")

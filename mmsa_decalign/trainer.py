@@ -118,7 +118,7 @@ class DecAlignTrainer:
         if return_sample_results:
             results |= {
                 "Ids": ids,
-                "SResults": list(prediction.squeeze(1).numpy()) if prediction.shape[1] == 1 else list(prediction.numpy()),
+                "SResults": list((prediction.squeeze(1) if prediction.shape[1] == 1 else prediction).numpy()),
                 "Features": {k: np.concatenate([f[k] for f in features]) for k in features[0]},
                 "Labels": label.tolist(),
             }
@@ -152,7 +152,8 @@ class DecAlignTrainer:
             numbers = parts.numbers()
             bad = [name for name, value in numbers.items() if name != "loss" and not math.isfinite(value)]
             if bad or not math.isfinite(numbers["loss"]):
-                raise RunError(f"epoch {epoch}: the {(bad or ['total'])[0]} loss is not a number: lower learning_rate or clip")
+                first = (bad or ["total"])[0]
+                raise RunError(f"epoch {epoch}: the {first} loss is not a number: lower learning_rate or clip")
             parts.total.backward()
             if self.settings.clip is not None:
                 nn.utils.clip_grad_norm_(model.parameters(), self.settings.clip)
@@ -165,7 +166,7 @@ class DecAlignTrainer:
     def _score(self, results: Mapping[str, float]) -> float:
         name = self.settings.KeyEval
         if name not in results:
-            raise InputError(f"setting KeyEval={name!r} is no validation metric of this data set: {nearest(name, results)}")
+            raise InputError(f"setting KeyEval={name!r} is no metric of this data set: {nearest(name, results)}")
         return results[name]
 
 

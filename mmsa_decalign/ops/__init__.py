@@ -4,8 +4,7 @@ Name for name the twins of `mmsa_decalign.reference`, which computes the same wi
 """
 
 from .decoupling import decoupling_loss
-from .hetero import HeteroLoss, hetero_loss, prototype_loss
-from .homo import HomoLoss, homo_loss
+from .losses import HeteroLoss, HomoLoss, hetero_loss, homo_loss, prototype_loss
 from .mixture import GaussianMixture, fit_gaussian_mixture
 from .mmd import mmd
 from .moments import Moments, batch_moments, moment_distance

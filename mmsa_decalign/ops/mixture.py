@@ -1,7 +1,7 @@
 """Gaussian mixtures of a batch, fitted by a fixed number of differentiable EM steps (paper, section 3.2).
 
-Lives here: the mixture record, the fit, and its two steps. Every sum over samples is made in `_m_step` and in
-`_start`, nowhere else: that is where a data-parallel version would add its reductions.
+Lives here: the mixture record, the fit, and its two steps. Every sum over samples is made in `fit_gaussian_mixtures`,
+`_start` and `_m_step`, nowhere else: that is where a data-parallel version would add its reductions.
 May change: the arithmetic, as long as the NumPy reference agrees. Twin: reference/mixture.py.
 """
 
@@ -72,20 +72,21 @@ def fit_gaussian_mixtures(
         )
     if covariance not in ("diag", "full"):
         raise ValueError(f"covariance={covariance!r}, expected 'diag' or 'full'")
+    # Near the origin float32 keeps the digits that matter; the fit itself does not depend on the place of the origin.
+    origin = x.detach().mean(dim=1, keepdim=True)
+    x = x - origin
     weights, means, covariances = _start(x, n_components, var_floor, covariance)
     responsibilities = _e_step(x, weights, means, covariances)
     for _ in range(n_iter):
         weights, means, covariances = _m_step(x, responsibilities, var_floor, covariance)
         responsibilities = _e_step(x, weights, means, covariances)
-    return [GaussianMixture(*parts) for parts in zip(weights, means, covariances, responsibilities, strict=True)]
+    fitted = zip(weights, means + origin, covariances, responsibilities, strict=True)
+    return [GaussianMixture(*parts) for parts in fitted]
 
 
 def _start(x: Tensor, k: int, var_floor: float, covariance: str) -> tuple[Tensor, Tensor, Tensor]:
     m, n, d = x.shape
-    if n >= k:
-        rows = torch.linspace(0, n - 1, k, dtype=torch.float64).round().long()
-    else:
-        rows = torch.arange(k) % n
+    rows = torch.linspace(0, n - 1, k, dtype=torch.float64).round().long() if n >= k else torch.arange(k) % n
     means = x[:, rows.to(x.device)]  # (M, K, d)
     weights = x.new_full((m, k), 1.0 / k)
     centred = x - x.mean(dim=1, keepdim=True)

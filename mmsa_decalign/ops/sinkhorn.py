@@ -19,6 +19,8 @@ from torch import Tensor
 
 EASY_RANGE = 30.0  # (max C - min C) / reg up to which the solver starts at once; beyond it reg is lowered in stages
 STAGE_FACTOR = 4.0  # each stage divides reg by this
+MAX_STEP = 30.0  # longest Newton step, in units of reg: a factor of e^30 on an entry of the plan
+HALVINGS = 10  # of a step that does not improve matters
 STAGE_TOL = 1e-3  # a stage before the last only has to be near enough for the next to start well
 
 
@@ -113,19 +115,16 @@ def _newton_step(
     margins = [marginal(plan, a) for a in range(len(nus))]
     gradient = torch.cat([nu - p for nu, p in zip(nus, margins, strict=True)])
     hessian = _negative_hessian(plan, margins)
-    # Unit diagonal, so that atoms with little mass count like the others; the small ridge settles the constants that
-    # can move between potentials (the gradient has no part along them) and near-ties when reg is small.
+    # Unit diagonal, so that atoms with little mass count like the others.
     scale = hessian.diagonal().clamp_min(1e-300).rsqrt()
-    system = hessian * scale.unsqueeze(0) * scale.unsqueeze(1)
-    system.diagonal().add_(1e-10)
-    factor, info = torch.linalg.cholesky_ex(system)
-    if int(info):
-        return g, log_plan, error
-    step = scale * torch.cholesky_solve((scale * gradient).unsqueeze(1), factor).squeeze(1)
+    step = scale * _solve(hessian * scale.unsqueeze(0) * scale.unsqueeze(1), scale * gradient)
+    # Where groups of atoms hardly exchange mass D is almost flat and the step enormous; the curvature grows like an
+    # exponential on the way, so that a bounded step is the better guess.
+    step = step * min(1.0, MAX_STEP / max(float(step.abs().max()), 1e-300))
     slope = float(gradient @ step)
     dual = float(sum((x @ nu for x, nu in zip(g, nus, strict=True)), -plan.sum()))
     length = 1.0
-    for _ in range(8):
+    for _ in range(HALVINGS):
         trial = [x + length * s for x, s in zip(g, step.split(sizes), strict=True)]
         change = [length * s for s in step.split(sizes)]
         trial_log_plan = _log_plan(change, -log_plan)
@@ -136,6 +135,18 @@ def _newton_step(
             return trial, trial_log_plan, trial_error
         length *= 0.5
     return g, log_plan, error
+
+
+def _solve(system: Tensor, right: Tensor) -> Tensor:
+    """Solve with the smallest ridge that works: the constants that can move between potentials make it singular."""
+    ridge = 1e-12
+    while True:
+        damped = system.clone()
+        damped.diagonal().add_(ridge)
+        factor, info = torch.linalg.cholesky_ex(damped)
+        if not int(info):
+            return torch.cholesky_solve(right.unsqueeze(1), factor).squeeze(1)
+        ridge *= 100  # at 1 the matrix is diagonally dominant enough: the loop ends
 
 
 def _negative_hessian(plan: Tensor, margins: Sequence[Tensor]) -> Tensor:

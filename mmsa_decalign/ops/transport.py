@@ -58,7 +58,7 @@ def gaussian_cost(
     if a.means.shape[-1] != b.means.shape[-1] or a.covariances.dim() != b.covariances.dim():
         raise ValueError(
             f"mixtures with means {tuple(a.means.shape)}, {tuple(b.means.shape)} and covariances "
-            f"{tuple(a.covariances.shape)}, {tuple(b.covariances.shape)}: expected one dimension and one covariance type"
+            f"{tuple(a.covariances.shape)}, {tuple(b.covariances.shape)}: expected one dimension, one covariance type"
         )
     between_means = (a.means.unsqueeze(1) - b.means.unsqueeze(0)).square().sum(dim=-1)
     if a.covariances.dim() == 2:
@@ -189,7 +189,7 @@ def _release(cost: Tensor, marginals: list[Tensor], reg: float, tol: float, roun
 def _checked_marginals(cost: Tensor, marginals: Sequence[Tensor]) -> list[Tensor]:
     shapes = tuple(tuple(nu.shape) for nu in marginals)
     if cost.dim() < 2 or shapes != tuple((k,) for k in cost.shape):
-        raise ValueError(f"cost {tuple(cost.shape)} with marginals of shape {shapes}: expected one vector (K_m,) per axis")
+        raise ValueError(f"cost {tuple(cost.shape)} with marginals {shapes}: expected one vector (K_m,) per axis")
     if not torch.isfinite(cost).all():
         raise ValueError("cost holds NaN or Inf: look for features that are not finite")
     total = torch.stack([nu.sum() for nu in marginals])

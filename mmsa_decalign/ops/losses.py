@@ -1,18 +1,20 @@
-"""The heterogeneity loss: prototypes of each modality, transport between them, samples to other modalities' prototypes.
+"""The two alignment losses of a batch: heterogeneity (mixtures and transport) and homogeneity (moments and kernels).
 
-Lives here: the two losses that put mixtures and transport together (paper, section 3.2). Twin: reference/hetero.py.
+Lives here: what puts the other operators together (paper, sections 3.2 and 3.3). Twin: reference/losses.py.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from itertools import permutations
+from itertools import combinations, permutations
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
 from .mixture import GaussianMixture, fit_gaussian_mixtures
+from .mmd import mmd as mmd_between
+from .moments import batch_moments, moment_distance
 from .transport import RELEASE_PRODUCT_FLOOR, TransportResult, joint_cost, multimarginal_sinkhorn, scale_of
 
 
@@ -92,7 +94,7 @@ def hetero_loss(
     """
     shapes = {tuple(x.shape) for x in features}
     if len(features) < 2 or len(shapes) != 1 or features[0].dim() != 2:
-        raise ValueError(f"{len(features)} feature tensors of shapes {sorted(shapes)}, expected M >= 2 of one shape (N, d)")
+        raise ValueError(f"{len(features)} feature tensors of shapes {sorted(shapes)}, expected M >= 2, all (N, d)")
     mixtures = fit_gaussian_mixtures(
         torch.stack(list(features)), n_components, n_iter=n_iter, var_floor=var_floor, covariance=covariance
     )
@@ -102,3 +104,32 @@ def hetero_loss(
     result = multimarginal_sinkhorn(cost, marginals, reg=reg, tol=tol, max_iter=max_iter, solver=solver)
     prototype = prototype_loss(features, mixtures, reduction=reduction, mahalanobis=mahalanobis)
     return HeteroLoss(result.value + prototype, result.value, prototype, tuple(mixtures), result)
+
+
+class HomoLoss(NamedTuple):
+    """The loss and what it is made of."""
+
+    value: Tensor  # semantic + mmd
+    semantic: Tensor  # scalar, >= 0
+    mmd: Tensor  # scalar, >= 0
+
+
+def homo_loss(features: Sequence[Tensor], *, bandwidth: float | str | Sequence[float] = 1.0) -> HomoLoss:
+    """Mean over unordered pairs of modalities of `moment_distance` plus the mean over pairs of `mmd`.
+
+    Args:
+        features: M >= 2 tensors (N, p), the common features after each modality's own perceptron.
+        bandwidth: as in `mmd`.
+
+    Raises:
+        ValueError: when fewer than two modalities are given.
+
+    Source: DecAlign (arXiv 2503.11892), section 3.3.
+    """
+    if len(features) < 2:
+        raise ValueError(f"{len(features)} feature tensors, expected at least 2: one alone has nothing to agree with")
+    moments = [batch_moments(z) for z in features]
+    pairs = list(combinations(range(len(features)), 2))
+    semantic = torch.stack([moment_distance(moments[i], moments[j]) for i, j in pairs]).mean()
+    discrepancy = torch.stack([mmd_between(features[i], features[j], bandwidth=bandwidth) for i, j in pairs]).mean()
+    return HomoLoss(semantic + discrepancy, semantic, discrepancy)

@@ -1,0 +1,145 @@
+"""Moments, kernel means, decoupling and the two composed losses: closed forms, loops, gradients, conventions."""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+import pytest
+import torch
+from scipy.stats import skew
+
+from mmsa_decalign import ops
+from tests.conftest import assert_same
+
+RNG = np.random.default_rng(1)
+
+
+def tensor(*shape):
+    return torch.tensor(RNG.normal(size=shape), requires_grad=True)
+
+
+def test_moments_against_numpy_and_scipy():
+    z = RNG.gamma(2.0, size=(30, 4))
+    moments = ops.batch_moments(torch.tensor(z))
+    assert_same(moments.mean, z.mean(axis=0), 1e-12)
+    assert_same(moments.cov, np.cov(z, rowvar=False), 1e-12)
+    assert_same(moments.skew, skew(z, axis=0), 1e-10)
+
+
+def test_moments_of_one_sample_and_of_a_constant_are_finite():
+    one = ops.batch_moments(torch.ones(1, 3))
+    assert one.cov.abs().sum() == 0
+    assert one.skew.abs().sum() == 0
+
+
+def test_moment_distance_weighs_each_moment_by_its_entries():
+    a = ops.Moments(torch.zeros(2), torch.zeros(2, 2), torch.zeros(2))
+    b = ops.Moments(torch.tensor([2.0, 0.0]), torch.tensor([[4.0, 0.0], [0.0, 0.0]]), torch.tensor([0.0, 6.0]))
+    assert ops.moment_distance(a, b).item() == 4 / 2 + 16 / 4 + 36 / 2
+    with pytest.raises(ValueError, match="cannot be compared"):
+        ops.moment_distance(a, ops.batch_moments(torch.zeros(3, 5)))
+
+
+@pytest.mark.parametrize("bandwidth", [0.5, "median", [0.5, 2.0, 8.0]])
+def test_mmd_against_a_double_loop(bandwidth):
+    x, y = RNG.normal(size=(5, 3)), RNG.normal(0.5, 1.0, size=(7, 3))
+    if bandwidth == "median":
+        pooled = np.concatenate([x, y])
+        widths = [np.median([((a - b) ** 2).sum() for i, a in enumerate(pooled) for b in pooled[:i]])]
+    else:
+        widths = bandwidth if isinstance(bandwidth, list) else [bandwidth]
+
+    def mean_kernel(p, q, s):
+        return np.mean([[math.exp(-((a - b) ** 2).sum() / (2 * s)) for b in q] for a in p])
+
+    expected = sum(mean_kernel(x, x, s) + mean_kernel(y, y, s) - 2 * mean_kernel(x, y, s) for s in widths)
+    assert_same(ops.mmd(torch.tensor(x), torch.tensor(y), bandwidth=bandwidth), expected, 1e-12)
+
+
+def test_mmd_of_a_sample_with_itself_is_zero_and_of_far_samples_is_two_minus_coincidence():
+    x = tensor(6, 2)
+    assert abs(ops.mmd(x, x).item()) < 1e-15
+    # Distinct points far apart: only each point with itself counts, 1/N + 1/N'.
+    assert_same(ops.mmd(100 * x, 100 * x + 1e4, bandwidth=1.0), 2 / 6, 1e-6)
+
+
+def test_mmd_far_from_the_origin_in_float32():
+    x, y = RNG.normal(size=(8, 3)), RNG.normal(size=(9, 3))
+    shifted = ops.mmd(torch.tensor(x + 4096).float(), torch.tensor(y + 4096).float())
+    assert_same(shifted, ops.mmd(torch.tensor(x), torch.tensor(y)), 1e-3)
+
+
+@pytest.mark.parametrize(("bandwidth", "message"), [(0.0, "positive"), ([], "positive"), ("mean", "'median'")])
+def test_mmd_refuses(bandwidth, message):
+    with pytest.raises(ValueError, match=message):
+        ops.mmd(torch.zeros(2, 2), torch.zeros(2, 2), bandwidth=bandwidth)
+    with pytest.raises(ValueError, match="expected \\(N, p\\)"):
+        ops.mmd(torch.zeros(2, 2), torch.zeros(2, 3))
+
+
+def test_decoupling_conventions():
+    s, c = torch.tensor([[[3.0], [0.0]]]), torch.tensor([[[-1.0], [0.0]]])  # opposite: cos = -1
+    t = torch.tensor([[[0.0], [2.0]]])  # orthogonal to both
+    assert ops.decoupling_loss([s], [c]).item() == 1.0
+    assert ops.decoupling_loss([s], [c], power=1).item() == -1.0
+    assert ops.decoupling_loss([s, s], [c, t]).item() == 0.5  # the mean over modalities
+    assert ops.decoupling_loss([s, s], [c, s], power=1).item() == 0.0  # the sum over modalities: -1 + 1
+    assert ops.decoupling_loss([s], [0 * c]).item() == 0.0
+    for unique, common, power, message in (([s], [], 2, "one pair"), ([s], [s], 3, "power=3")):
+        with pytest.raises(ValueError, match=message):
+            ops.decoupling_loss(unique, common, power=power)
+
+
+def test_prototype_loss_against_loops():
+    features = [tensor(9, 2) for _ in range(3)]
+    mixtures = [ops.fit_gaussian_mixture(x, 4) for x in features]
+    for mahalanobis in (False, True):
+        pairs = []
+        for i in range(3):
+            for j in range(3):
+                if i != j:
+                    total = 0.0
+                    for n in range(9):
+                        for k in range(4):
+                            square = (features[i][n] - mixtures[j].means[k]) ** 2
+                            if mahalanobis:
+                                square = square / mixtures[j].covariances[k]
+                            total += float((mixtures[i].responsibilities[n, k] * square.mean()).detach())
+                    pairs.append(total / 9)
+        loss = ops.prototype_loss(features, mixtures, mahalanobis=mahalanobis)
+        assert_same(loss, np.mean(pairs), 1e-12)
+        assert_same(ops.prototype_loss(features, mixtures, reduction="sum", mahalanobis=mahalanobis), 2 * loss, 1e-12)
+
+
+def test_hetero_loss_is_transport_plus_prototype_of_its_own_mixtures():
+    features = [tensor(16, 3) for _ in range(3)]
+    loss = ops.hetero_loss(features, n_components=4, reg=0.2, reduction="sum")
+    mixtures = [ops.fit_gaussian_mixture(x, 4) for x in features]
+    cost = ops.joint_cost(mixtures, reduction="sum")
+    alone = ops.multimarginal_sinkhorn(cost, [m.responsibilities.mean(dim=0) for m in mixtures], reg=0.2)
+    assert_same(loss.transport, alone.value, 1e-9)
+    assert_same(loss.prototype, ops.prototype_loss(features, mixtures, reduction="sum"), 1e-12)
+    assert_same(loss.value, loss.transport + loss.prototype, 1e-12)
+
+
+@pytest.mark.parametrize("modalities", [2, 3, 4])
+@pytest.mark.parametrize("covariance", ["diag", "full"])
+def test_gradients_of_the_composed_losses(modalities, covariance):
+    features = [tensor(7, 2) for _ in range(modalities)]
+
+    def hetero(*x):
+        return ops.hetero_loss(x, n_components=3, reg=0.3, n_iter=2, covariance=covariance, tol=1e-13).value
+
+    def homo(*x):
+        return ops.homo_loss(x, bandwidth="median").value
+
+    assert torch.autograd.gradcheck(hetero, features, atol=1e-5, rtol=1e-3)
+    assert torch.autograd.gradcheck(homo, features, atol=1e-5, rtol=1e-3)
+
+
+def test_one_modality_alone_is_refused():
+    with pytest.raises(ValueError, match="M >= 2"):
+        ops.hetero_loss([tensor(4, 2)], n_components=2)
+    with pytest.raises(ValueError, match="at least 2"):
+        ops.homo_loss([tensor(4, 2)])
