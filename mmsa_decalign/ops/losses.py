@@ -12,7 +12,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from .mixture import GaussianMixture, fit_gaussian_mixtures
+from .mixture import GaussianMixture, fit_gaussian_mixtures, squared_mahalanobis
 from .mmd import mmd as mmd_between
 from .moments import batch_moments, moment_distance
 from .transport import RELEASE_PRODUCT_FLOOR, TransportResult, joint_cost, multimarginal_sinkhorn, scale_of
@@ -43,8 +43,7 @@ def prototype_loss(
         features: M >= 2 tensors (N, d).
         mixtures: M mixtures with the same K, the i-th fitted to features[i].
         reduction: "mean" or "sum" over the d dimensions.
-        mahalanobis: divide each squared difference by the variance of the component, per dimension (diagonal
-            covariances; the diagonal of full ones is used).
+        mahalanobis: measure with the component's covariance, (x - mu)^T Sigma^{-1} (x - mu), instead of |x - mu|^2.
 
     Raises:
         ValueError: when the counts differ or fewer than two modalities are given.
@@ -54,11 +53,9 @@ def prototype_loss(
     scale = scale_of(reduction, features[0].shape[-1])
     pairs = []
     for i, j in permutations(range(len(features)), 2):
-        squared = (features[i].unsqueeze(1) - mixtures[j].means.unsqueeze(0)).square()  # (N, K, d)
-        if mahalanobis:
-            cov = mixtures[j].covariances
-            squared = squared / (cov if cov.dim() == 2 else cov.diagonal(dim1=-2, dim2=-1)).unsqueeze(0)
-        pairs.append((mixtures[i].responsibilities * squared.sum(dim=-1)).sum(dim=1).mean() * scale)
+        diff = features[i].unsqueeze(1) - mixtures[j].means.unsqueeze(0)  # (N, K, d)
+        distance = squared_mahalanobis(diff, mixtures[j].covariances) if mahalanobis else diff.square().sum(dim=-1)
+        pairs.append((mixtures[i].responsibilities * distance).sum(dim=1).mean() * scale)
     return torch.stack(pairs).mean()
 
 

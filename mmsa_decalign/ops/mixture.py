@@ -100,17 +100,23 @@ def _start(x: Tensor, k: int, var_floor: float, covariance: str) -> tuple[Tensor
 def _e_step(x: Tensor, weights: Tensor, means: Tensor, covariances: Tensor) -> Tensor:
     """Responsibilities (M, N, K), from logarithms: a density underflows long before its logarithm does."""
     diff = x.unsqueeze(2) - means.unsqueeze(1)  # (M, N, K, d)
+    mahalanobis = squared_mahalanobis(diff, covariances)
     if covariances.dim() == 3:
-        mahalanobis = (diff.square() / covariances.unsqueeze(1)).sum(dim=-1)
         log_det = covariances.log().sum(dim=-1)
     else:
-        factor = torch.linalg.cholesky(covariances)  # (M, K, d, d)
-        white = torch.linalg.solve_triangular(factor, diff.permute(0, 2, 3, 1), upper=False)  # (M, K, d, N)
-        mahalanobis = white.square().sum(dim=2).mT
-        log_det = 2 * factor.diagonal(dim1=-2, dim2=-1).log().sum(dim=-1)
+        log_det = 2 * torch.linalg.cholesky(covariances).diagonal(dim1=-2, dim2=-1).log().sum(dim=-1)
     log_norm = x.shape[-1] * math.log(2 * math.pi)  # the same for every k: kept for the formula's sake
     log_density = -0.5 * (mahalanobis + (log_det + log_norm).unsqueeze(1))
     return torch.softmax(weights.clamp_min(WEIGHT_FLOOR).log().unsqueeze(1) + log_density, dim=-1)
+
+
+def squared_mahalanobis(diff: Tensor, covariances: Tensor) -> Tensor:
+    """diff^T Sigma_k^{-1} diff: differences (..., N, K, d), covariances (..., K, d) or (..., K, d, d), to (..., N, K)."""
+    if covariances.dim() < diff.dim():
+        return (diff.square() / covariances.unsqueeze(-3)).sum(dim=-1)
+    factor = torch.linalg.cholesky(covariances)
+    white = torch.linalg.solve_triangular(factor, diff.movedim(-3, -1), upper=False)  # (..., K, d, N)
+    return white.square().sum(dim=-2).mT
 
 
 def _m_step(x: Tensor, resp: Tensor, var_floor: float, covariance: str) -> tuple[Tensor, Tensor, Tensor]:

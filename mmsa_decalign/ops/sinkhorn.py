@@ -59,6 +59,9 @@ def solve_dual(cost: Tensor, marginals: Sequence[Tensor], reg: float, tol: float
                 break
         potentials = [x * stage_reg for x in g]
 
+    # Constants can move between the potentials: settle them so that <f_m, nu_m> is the same for every m.
+    shares = torch.stack([f @ nu for f, nu in zip(potentials, nus, strict=True)])
+    potentials = [f + (shares.mean() - own) for f, own in zip(potentials, shares, strict=True)]
     plan = log_plan.exp()
     value = sum((f @ nu for f, nu in zip(potentials, nus, strict=True)), -reg * plan.sum())
     full_plan = torch.zeros_like(full_cost)

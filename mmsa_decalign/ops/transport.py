@@ -27,7 +27,8 @@ class TransportResult(NamedTuple):
 
     value: Tensor  # scalar: <P, C> + reg * sum P (log P - 1); differentiable in cost and marginals
     plan: Tensor  # (K_1, ..., K_M), >= 0
-    potentials: tuple[Tensor, ...]  # dual variables (K_m,), in units of the cost; -inf where the marginal is 0
+    potentials: tuple[Tensor, ...]  # dual variables f_m (K_m,), in units of the cost, <f_m, nu_m> equal for all m;
+    # -inf where the marginal is 0
     marginal_error: float  # largest L1 distance between a marginal of the plan and the one asked for
     n_iter: int
     converged: bool  # marginal_error <= tol

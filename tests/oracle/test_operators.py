@@ -62,8 +62,8 @@ def whole(result: Any) -> Any:
     return result
 
 
-def value_and_plan(result: Any) -> Any:
-    return result.value, result.plan
+def transport_values(result: Any) -> Any:
+    return result.value, result.plan, result.potentials
 
 
 def hetero_values(result: Any) -> Any:
@@ -71,7 +71,7 @@ def hetero_values(result: Any) -> Any:
 
 
 def mixtures_of(features, k, covariance="diag"):
-    return [reference.fit_gaussian_mixture(x, k, covariance=covariance) for x in features]
+    return [reference.fit_gaussian_mixture(x, k, covariance=covariance, var_floor=1e-2) for x in features]
 
 
 def cases():
@@ -87,13 +87,14 @@ def cases():
             for reduction in ("mean", "sum"):
                 for mahalanobis in (False, True):
                     options = {"reduction": reduction, "mahalanobis": mahalanobis}
-                    yield "prototype_loss", [x, mixtures_of(x, k)], options, whole
+                    for covariance in ("diag", "full"):
+                        yield "prototype_loss", [x, mixtures_of(x, k, covariance)], options, whole
                 yield "joint_cost", [mixtures_of(x, k)], {"reduction": reduction}, whole
                 for covariance in ("diag", "full"):
                     for solver in ("log", "release"):
-                        options = {"n_components": k, "reg": 0.3, "reduction": reduction, "covariance": covariance}
-                        if (covariance, solver) != ("full", "release"):  # the release knows diagonal ones only
-                            yield "hetero_loss", [x], options | {"solver": solver}, hetero_values
+                        options = {"n_components": k, "reg": 0.3, "reduction": reduction, "covariance": covariance,
+                                   "mahalanobis": True, "solver": solver, "var_floor": 1e-2}  # fmt: skip
+                        yield "hetero_loss", [x], options, hetero_values
             rng = np.random.default_rng(7)
             cost, marginals = rng.random([k + 1] * modalities), rng.random((modalities, k + 1))
             marginals[0, 0] = 0.0
@@ -101,7 +102,7 @@ def cases():
             for reg in (0.05, 1.0):
                 for solver in ("log", "release"):
                     options = {"reg": reg, "solver": solver}
-                    yield "multimarginal_sinkhorn", [cost, marginals], options, value_and_plan
+                    yield "multimarginal_sinkhorn", [cost, marginals], options, transport_values
         one, other = batch(n, d, 2)
         for covariance in ("diag", "full"):
             yield "fit_gaussian_mixture", [one, k], {"covariance": covariance, "var_floor": 1e-2}, whole
