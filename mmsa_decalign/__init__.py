@@ -2,6 +2,7 @@
 
 from . import ops
 from .errors import InputError, RunError
+from .harness.registry import register, unregister
 from .model import AlignmentTerms, DecAlign
 from .objective import Objective, objective
 from .release import from_release
@@ -17,4 +18,6 @@ __all__ = [
     "from_release",
     "objective",
     "ops",
+    "register",
+    "unregister",
 ]

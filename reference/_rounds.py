@@ -27,7 +27,7 @@ def plan_marginals(plan: np.ndarray) -> list[np.ndarray]:
 
 def marginal_error(plan: np.ndarray, marginals: Sequence[np.ndarray]) -> float:
     """max over m of |marginal m of the plan - nu_m|_1."""
-    return float(max(np.abs(p - nu).sum() for p, nu in zip(plan_marginals(plan), marginals)))
+    return float(max(np.abs(p - nu).sum() for p, nu in zip(plan_marginals(plan), marginals, strict=True)))
 
 
 def log_plan(potentials: Sequence[np.ndarray], cost: np.ndarray, reg: float) -> np.ndarray:
@@ -50,7 +50,7 @@ def _advance(potentials: list[np.ndarray], cost: np.ndarray, marginals: list[np.
         log_marginal = logsumexp(log_plan(potentials, cost, reg), axis=axes_but(cost.ndim, m))
         potentials[m] = potentials[m] + reg * (np.log(nu) - log_marginal)
     plan = np.exp(log_plan(potentials, cost, reg))
-    dual = sum(nu @ f for nu, f in zip(marginals, potentials)) / reg
+    dual = sum(nu @ f for nu, f in zip(marginals, potentials, strict=True)) / reg
     return _State(potentials, plan, marginal_error(plan, marginals), dual)
 
 
@@ -62,7 +62,7 @@ def _newton_step(plan: np.ndarray, marginals: list[np.ndarray], damping: float) 
     dual is flat (constants that potentials can exchange, parts of the plan that hardly touch): hence the damping.
     """
     ends = np.cumsum([len(nu) for nu in marginals])
-    blocks = [slice(end - len(nu), end) for end, nu in zip(ends, marginals)]
+    blocks = [slice(end - len(nu), end) for end, nu in zip(ends, marginals, strict=True)]
     sums, masses = np.concatenate(plan_marginals(plan)), np.concatenate(marginals)
     hessian = np.diag(sums)
     for i, j in combinations(range(plan.ndim), 2):
@@ -92,7 +92,7 @@ def log_rounds(cost: np.ndarray, marginals: list, reg: float, tol: float, max_it
         state, n_iter = _advance(potentials, cost, marginals, level_reg), n_iter + 1
         while state.error > level_tol and n_iter < last_iter:
             step = _newton_step(state.plan, marginals, damping)
-            moved = [f + level_reg * s for f, s in zip(state.potentials, step)]
+            moved = [f + level_reg * s for f, s in zip(state.potentials, step, strict=True)]
             trial, n_iter = _advance(moved, cost, marginals, level_reg), n_iter + 1
             gain = trial.dual - state.dual
             helped = gain > ROUNDING or (gain > -ROUNDING and trial.error < state.error)

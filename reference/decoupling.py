@@ -32,9 +32,9 @@ def decoupling_loss(unique: Sequence, common: Sequence, *, power: int = 2) -> fl
     if len(unique) != len(common) or len(unique) == 0:
         raise ValueError(f"unique and common must pair up, got {len(unique)} and {len(common)}: pass one per modality")
     per_modality = []
-    for m, (s, c) in enumerate(zip(unique, common)):
+    for m, (s, c) in enumerate(zip(unique, common, strict=True)):
         s, c = check.finite(f"unique[{m}]", s, ndim=3), check.finite(f"common[{m}]", c, ndim=3)
         if s.shape != c.shape:
             raise ValueError(f"unique[{m}] and common[{m}] must have one shape, got {s.shape} and {c.shape}: pair them")
-        per_modality.append(np.mean([cosine(s_n.ravel(), c_n.ravel()) ** power for s_n, c_n in zip(s, c)]))
+        per_modality.append(np.mean([cosine(s_n.ravel(), c_n.ravel()) ** power for s_n, c_n in zip(s, c, strict=True)]))
     return float(np.mean(per_modality) if power == 2 else np.sum(per_modality))

@@ -61,7 +61,7 @@ def prototype_loss(
     losses = []
     for i, j in permutations(range(len(features)), 2):
         distances = np.empty(mixtures[i].responsibilities.shape)  # (N, K)
-        for k, (mean, covariance) in enumerate(zip(mixtures[j].means, mixtures[j].covariances)):
+        for k, (mean, covariance) in enumerate(zip(mixtures[j].means, mixtures[j].covariances, strict=True)):
             distances[:, k] = squared_mahalanobis(features[i] - mean, covariance if mahalanobis else np.ones(d))
         losses.append((mixtures[i].responsibilities * distances).sum(axis=1).mean())
     return float(np.mean(losses) / (d if reduction == "mean" else 1))

@@ -32,7 +32,7 @@ def squared_mahalanobis(centred: np.ndarray, covariance: np.ndarray) -> np.ndarr
 def component_log_density(x: np.ndarray, means: np.ndarray, covariances: np.ndarray) -> np.ndarray:
     """log N(x_n; mu_k, Sigma_k) = -(d log 2 pi + log det Sigma_k + maha_nk) / 2, (N, K)."""
     log_density = np.empty((len(x), len(means)))
-    for k, (mean, covariance) in enumerate(zip(means, covariances)):
+    for k, (mean, covariance) in enumerate(zip(means, covariances, strict=True)):
         log_det = np.log(covariance).sum() if covariance.ndim == 1 else np.linalg.slogdet(covariance)[1]
         distances = squared_mahalanobis(x - mean, covariance)
         log_density[:, k] = -0.5 * (x.shape[1] * np.log(2 * np.pi) + log_det + distances)
@@ -89,6 +89,7 @@ def fit_gaussian_mixture(
         weights = mass / n
         means = responsibilities.T @ x / mass[:, None]  # (K, d)
         shares = responsibilities / mass  # (N, K)
-        covariances = np.stack([_covariance(x, m, s, var_floor, covariance) for m, s in zip(means, shares.T)])
+        pairs = zip(means, shares.T, strict=True)
+        covariances = np.stack([_covariance(x, mean, share, var_floor, covariance) for mean, share in pairs])
         responsibilities = _e_step(x, weights, means, covariances)
     return GaussianMixture(weights, means, covariances, responsibilities)

@@ -49,4 +49,4 @@ def moment_distance(a: Moments, b: Moments) -> float:
     """
     if np.shape(a.mean) != np.shape(b.mean):
         raise ValueError(f"moments must have one width, got {np.shape(a.mean)} and {np.shape(b.mean)}: project to one")
-    return float(sum(np.mean(np.subtract(left, right) ** 2) for left, right in zip(a, b)))
+    return float(sum(np.mean(np.subtract(left, right) ** 2) for left, right in zip(a, b, strict=True)))

@@ -51,8 +51,8 @@ def gaussian_cost(
         shapes = f"{a.covariances.shape} and {b.covariances.shape}"
         raise ValueError(f"covariances must agree in width and form, got {shapes}: fit both with one `covariance`")
     cost = np.empty((len(a.means), len(b.means)))
-    for i, (mean_i, cov_i) in enumerate(zip(a.means, a.covariances)):
-        for j, (mean_j, cov_j) in enumerate(zip(b.means, b.covariances)):
+    for i, (mean_i, cov_i) in enumerate(zip(a.means, a.covariances, strict=True)):
+        for j, (mean_j, cov_j) in enumerate(zip(b.means, b.covariances, strict=True)):
             if cov_i.ndim == 2:
                 root = np.real(sqrtm(cov_i))
                 spread = np.trace(cov_i + cov_j - 2 * np.real(sqrtm(root @ cov_j @ root)))
@@ -128,13 +128,13 @@ def multimarginal_sinkhorn(
     # Entries without mass leave the problem: every logarithm is finite. So does the constant part of the cost, which
     # moves the value and not the plan, and would cost digits.
     support = [np.flatnonzero(nu) for nu in marginals]
-    kept_marginals = [nu[kept] for nu, kept in zip(marginals, support)]
+    kept_marginals = [nu[kept] for nu, kept in zip(marginals, support, strict=True)]
     least = cost[np.ix_(*support)].min()
     kept_cost = cost[np.ix_(*support)] - least
     kept_potentials, n_iter = log_rounds(kept_cost, kept_marginals, reg, tol, max_iter)
     plan, potentials = np.zeros(cost.shape), tuple(np.full(len(nu), -np.inf) for nu in marginals)
     plan[np.ix_(*support)] = np.exp(log_plan(kept_potentials, kept_cost, reg))
-    parts = [nu @ f for nu, f in zip(kept_marginals, kept_potentials)]
+    parts = [nu @ f for nu, f in zip(kept_marginals, kept_potentials, strict=True)]
     dual = sum(parts) + least
     for m, kept in enumerate(support):
         potentials[m][kept] = kept_potentials[m] - parts[m] + dual / cost.ndim

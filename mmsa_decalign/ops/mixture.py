@@ -111,7 +111,7 @@ def _e_step(x: Tensor, weights: Tensor, means: Tensor, covariances: Tensor) -> T
 
 
 def squared_mahalanobis(diff: Tensor, covariances: Tensor) -> Tensor:
-    """diff^T Sigma_k^{-1} diff: differences (..., N, K, d), covariances (..., K, d) or (..., K, d, d), to (..., N, K)."""
+    """diff^T Sigma_k^{-1} diff (..., N, K) of differences (..., N, K, d); covariances (..., K, d) or (..., K, d, d)."""
     if covariances.dim() < diff.dim():
         return (diff.square() / covariances.unsqueeze(-3)).sum(dim=-1)
     factor = torch.linalg.cholesky(covariances)

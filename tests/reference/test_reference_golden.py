@@ -41,7 +41,7 @@ def test_release_transport_and_hetero_loss(golden, release):
 
 
 def test_moments_mmd_and_homo_loss(golden):
-    for modality, z in zip(MODALITIES, golden.inputs):
+    for modality, z in zip(MODALITIES, golden.inputs, strict=True):
         moments = ref.batch_moments(z)
         close(moments.mean, golden[f"mean_{modality}"])
         close(moments.cov, golden[f"cov_{modality}"])

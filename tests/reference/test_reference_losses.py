@@ -106,8 +106,8 @@ def test_decoupling_by_hand():
 def test_decoupling_over_modalities(rng):
     shapes = [(4, 2, 3), (4, 5, 1), (4, 1, 6)]
     unique, common = ([rng.normal(size=shape) for shape in shapes] for _ in range(2))
-    squares = [ref.decoupling_loss([u], [c]) for u, c in zip(unique, common)]
-    cosines = [ref.decoupling_loss([u], [c], power=1) for u, c in zip(unique, common)]
+    squares = [ref.decoupling_loss([u], [c]) for u, c in zip(unique, common, strict=True)]
+    cosines = [ref.decoupling_loss([u], [c], power=1) for u, c in zip(unique, common, strict=True)]
     assert_allclose(ref.decoupling_loss(unique, common), np.mean(squares), rtol=1e-12)
     assert_allclose(ref.decoupling_loss(unique, common, power=1), np.sum(cosines), rtol=1e-12)
     rescaled = [1e-150 * u for u in unique]

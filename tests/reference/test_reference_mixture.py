@@ -17,7 +17,7 @@ def dense(covariance):
 def log_likelihood(x, fit):
     densities = [
         multivariate_normal(mean, dense(covariance)).pdf(x)
-        for mean, covariance in zip(fit.means, fit.covariances)
+        for mean, covariance in zip(fit.means, fit.covariances, strict=True)
     ]
     return np.log(fit.weights @ densities).sum()
 
@@ -72,7 +72,7 @@ def test_responsibilities_are_the_posteriors_of_the_final_parameters(blobs, form
     joint = np.stack(
         [
             weight * multivariate_normal(mean, dense(covariance)).pdf(blobs)
-            for weight, mean, covariance in zip(fit.weights, fit.means, fit.covariances)
+            for weight, mean, covariance in zip(fit.weights, fit.means, fit.covariances, strict=True)
         ],
         axis=1,
     )

@@ -33,7 +33,7 @@ def check_optimal(result, cost, marginals, reg, tol=1e-9):
     exponent = (outer(result.potentials, np.add) - cost) / reg
     assert_allclose(result.plan, np.exp(exponent), rtol=1e-9, atol=1e-15)
     assert_allclose(objective(result.plan, cost, reg), result.value, rtol=1e-7, atol=1e-8)
-    levels = [nu[nu > 0] @ f[nu > 0] for nu, f in zip(marginals, result.potentials)]
+    levels = [nu[nu > 0] @ f[nu > 0] for nu, f in zip(marginals, result.potentials, strict=True)]
     assert_allclose(levels, np.full(len(levels), levels[0]), rtol=1e-9, atol=1e-9 * max(1.0, np.abs(cost).max()))
 
 
@@ -49,9 +49,9 @@ def test_cost_is_pots_bures_wasserstein_squared(make_mixture, form):
         [
             [
                 ot.gaussian.bures_wasserstein_distance(mean_a, mean_b, dense(cov_a), dense(cov_b)) ** 2
-                for mean_b, cov_b in zip(b.means, b.covariances)
+                for mean_b, cov_b in zip(b.means, b.covariances, strict=True)
             ]
-            for mean_a, cov_a in zip(a.means, a.covariances)
+            for mean_a, cov_a in zip(a.means, a.covariances, strict=True)
         ]
     )
     assert_allclose(ref.gaussian_cost(a, b, reduction="sum"), expected, rtol=1e-9)
@@ -260,7 +260,7 @@ def test_exact_transport_has_a_certificate(make_problem, sizes):
     assert (result.plan * slack).sum() < 1e-9
     assert result.plan.min() >= 0
     assert result.marginal_error < 1e-9
-    assert_allclose(result.value, sum(nu @ f for nu, f in zip(marginals, result.potentials)), atol=1e-9)
+    assert_allclose(result.value, sum(nu @ f for nu, f in zip(marginals, result.potentials, strict=True)), atol=1e-9)
     assert result.converged is True
 
 

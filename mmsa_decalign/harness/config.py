@@ -1,0 +1,276 @@
+"""Settings: which models and data sets there are, and what one run's settings are after every layer was applied.
+
+Order, later wins: data set < model < model on that data set < file given by ``-c`` < ``--set key=value``.
+MMSA's own JSON files are read as data, without importing MMSA, so that a wrong name is answered at once.
+"""
+
+from __future__ import annotations
+
+import copy
+import json
+import random
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, field
+from importlib import metadata, resources, util
+from pathlib import Path
+from typing import Any
+
+from ..errors import InputError, nearest
+from .plugins import ModelPlugin, discover
+
+# A data set on the right lends its settings and metrics to the one on the left, which MMSA's files do not know.
+STANDS_FOR = {"synthetic": "mosi"}
+
+# Keys that every trainer or loader of MMSA reads, whether or not a model's section spells them out.
+_COMMON_KEYS = ("KeyEval", "batch_size", "early_stop", "need_normalized", "max_epochs")
+_COUNTS = ("batch_size", "early_stop", "update_epochs", "max_epochs")
+
+
+@dataclass(frozen=True)
+class Model:
+    """One model: its section of a config file, where it comes from, and the plugin or the reason it cannot run."""
+
+    name: str
+    source: str
+    section: dict[str, Any] = field(default_factory=dict)
+    tuning: dict[str, Any] = field(default_factory=dict)
+    plugin: ModelPlugin | None = None
+    error: str | None = None
+
+    def datasets(self, known: Iterable[str]) -> list[str]:
+        """Those of the known data sets that this model has settings for."""
+        own = self.section.get("datasetParams", {})
+        return [name for name in known if name in own or STANDS_FOR.get(name) in own]
+
+
+@dataclass(frozen=True)
+class Catalogue:
+    """Everything that can be named after ``-m`` and ``-d``."""
+
+    models: dict[str, Model]
+    datasets: dict[str, dict[str, Any]]
+    dataset_sources: dict[str, str]
+
+
+@dataclass(frozen=True)
+class Resolved:
+    """Settings of one model on one data set. ``feature_path`` is relative to a data root; ``space`` is for tuning."""
+
+    model: Model
+    dataset: str
+    settings: dict[str, Any]
+    overrides: dict[str, Any]
+    feature_path: str
+    config_root: str | None = None
+    space: dict[str, Any] = field(default_factory=dict)
+
+
+def mmsa_config(kind: str) -> Path:
+    """MMSA's own file of settings, ``kind`` being "regression" or "tune"."""
+    spec = util.find_spec("MMSA")
+    if spec is None or not spec.submodule_search_locations:
+        raise InputError("MMSA is not installed; pip install MMSA==2.2.1")
+    return Path(spec.submodule_search_locations[0]) / "config" / f"config_{kind}.json"
+
+
+def catalogue() -> Catalogue:
+    """MMSA's models and data sets, then those of the plugins. A plugin cannot take a name that MMSA uses."""
+    regression, tuning = (json.loads(mmsa_config(kind).read_text(encoding="utf-8")) for kind in ("regression", "tune"))
+    common = regression.pop("datasetCommonParams")
+    source = f"MMSA {metadata.version('MMSA')}"
+    datasets = {name: section for name, section in common.items() if isinstance(section, dict)}
+    sources = dict.fromkeys(datasets, source)
+    models = {name: Model(name, source, section, tuning.get(name, {})) for name, section in regression.items()}
+    for name, found in discover().items():
+        if name in models:
+            continue
+        if found.plugin is None:
+            models[name] = Model(name, found.source, error=found.error)
+            continue
+        content = found.plugin.read_config()
+        models[name] = Model(name, found.source, content[name], content[name], found.plugin)
+        for dataset, section in content.get("datasetCommonParams", {}).items():
+            if isinstance(section, dict) and dataset not in datasets:
+                datasets[dataset], sources[dataset] = section, found.source
+    return Catalogue(models, datasets, sources)
+
+
+def resolve(
+    model: str,
+    dataset: str,
+    *,
+    config: str | Path | None = None,
+    overrides: Mapping[str, Any] | None = None,
+    tuning: bool = False,
+) -> Resolved:
+    """The settings of ``model`` on ``dataset``.
+
+    config: a path or the name of a file shipped in mmsa_decalign.configs; either a file in MMSA's schema, whose
+    sections replace the shipped ones, or a flat JSON object of settings. Raises InputError for anything unknown.
+    """
+    known = catalogue()
+    entry, dataset = find_model(known, model), find_dataset(known, dataset)
+    section = entry.tuning if tuning else entry.section
+    dataset_section, root, flat = known.datasets[dataset], None, {}
+    if config is not None:
+        content = read_config(config)
+        if is_schema(content):
+            if entry.name not in content:
+                raise InputError(f"{config} has no section for model {entry.name!r}; it has: {_names(content)}")
+            section = content[entry.name]
+            common = content.get("datasetCommonParams", {})
+            dataset_section = common.get(dataset, dataset_section)
+            root = common.get("dataset_root_dir")
+        else:
+            flat = content
+    if not section:
+        raise InputError(f"no tuning space for model {entry.name!r}; give one with -c FILE")
+    given = {**flat, **(overrides or {})}
+    settings = merge(entry.name, dataset, section, dataset_section, given, tuning=tuning)
+    feature_path = settings.pop("featurePath", "")
+    space = tuning_space(section, given) if tuning else {}
+    if entry.plugin is None or entry.plugin.check is None:
+        searched = {key: choose(section["debugParams"][key], lambda choices: choices[0])
+                    for key in section.get("debugParams", {}).get("d_paras", [])} if tuning else {}
+        _check_overrides(entry, {**searched, **settings}, given)
+    settings.update(given)
+    _check_values(entry, settings)
+    return Resolved(entry, dataset, settings, given, feature_path, root, space)
+
+
+def merge(
+    model: str,
+    dataset: str,
+    section: Mapping[str, Any],
+    dataset_section: Mapping[str, Any],
+    given: Mapping[str, Any] | None = None,
+    *,
+    tuning: bool = False,
+) -> dict[str, Any]:
+    """MMSA's merge of a model's section with a data set's, ``featurePath`` staying relative to a data root.
+
+    As in MMSA the aligned file is read where the model wants aligned data and the data set has such a file. A tuning
+    section may have no settings per data set; what it fixes rather than searches is merged too.
+    """
+    common, per_dataset = section.get("commonParams", {}), section.get("datasetParams", {})
+    own = per_dataset.get(dataset, per_dataset.get(STANDS_FOR.get(dataset, dataset)))
+    if own is None and not (tuning and not per_dataset):
+        raise InputError(f"model {model!r} has no settings for data set {dataset!r}; it has: {_names(per_dataset)}")
+    debug = section.get("debugParams", {}) if tuning else {}
+    fixed = {key: value for key, value in debug.items() if key not in ("d_paras", *debug["d_paras"])}
+    own = {**(own or {}), **fixed}
+    wants_aligned = {**common, **own, **(given or {})}.get("need_data_aligned")
+    kind = "aligned" if wants_aligned and "aligned" in dataset_section else "unaligned"
+    shared = dataset_section.get(kind) or dataset_section["aligned"]
+    return copy.deepcopy({"model_name": model, "dataset_name": dataset, **shared, **common, **own})
+
+
+def tuning_space(section: Mapping[str, Any], given: Mapping[str, Any]) -> dict[str, Any]:
+    """The keys ``d_paras`` with their choices; a key that the user fixed has this one choice."""
+    debug = section.get("debugParams", {})
+    return {key: [given[key]] if key in given else debug[key] for key in debug.get("d_paras", [])}
+
+
+def choose(choices: Any, pick: Callable[[list[Any]], Any] = random.choice) -> Any:
+    """One draw from a tuning space: of a list, an element; of an object, one element for each of its keys."""
+    if isinstance(choices, dict):
+        return {key: pick(values) for key, values in choices.items()}
+    return pick(choices) if isinstance(choices, (list, tuple)) else choices
+
+
+def find_model(known: Catalogue, name: str) -> Model:
+    """The model of this name; raises InputError with the nearest one, or with the reason why it cannot be loaded."""
+    model = known.models.get(name.lower())
+    if model is None:
+        raise InputError(f"unknown model {name!r}; {nearest(name.lower(), known.models)}")
+    if model.error is not None:
+        raise InputError(f"model {model.name!r} ({model.source}) cannot be loaded: {model.error}")
+    return model
+
+
+def find_dataset(known: Catalogue, name: str) -> str:
+    """The data set's own spelling of ``name``; raises InputError with the nearest one."""
+    if name.lower() not in known.datasets:
+        raise InputError(f"unknown data set {name!r}; {nearest(name.lower(), known.datasets)}")
+    return name.lower()
+
+
+def read_config(config: str | Path) -> dict[str, Any]:
+    """The JSON object in a file, or in the shipped file of that name ("utterance" is configs/utterance.json)."""
+    path = Path(config).expanduser()
+    if path.is_file():
+        text = path.read_text(encoding="utf-8")
+    else:
+        shipped = _shipped()
+        if str(config).removesuffix(".json") not in shipped:
+            raise InputError(f"config {str(config)!r} is neither a file nor a shipped one; "
+                             f"{nearest(str(config), shipped)}")
+        text = shipped[str(config).removesuffix(".json")].read_text(encoding="utf-8")
+    try:
+        content = json.loads(text)
+    except ValueError as error:
+        raise InputError(f"{config} is not JSON: {error}") from error
+    if not isinstance(content, dict):
+        raise InputError(f"{config}: expected a JSON object of settings, got {type(content).__name__}")
+    return content
+
+
+def is_schema(content: Mapping[str, Any]) -> bool:
+    """Whether a config file has MMSA's sections rather than settings at its top level."""
+    return "datasetCommonParams" in content or any(
+        isinstance(value, dict) and ("commonParams" in value or "debugParams" in value) for value in content.values()
+    )
+
+
+def parse_overrides(pairs: Iterable[str]) -> dict[str, Any]:
+    """``key=value`` texts as settings: a value is JSON where it parses as JSON (numbers, true, lists), else text."""
+    settings: dict[str, Any] = {}
+    for pair in pairs:
+        key, separator, value = pair.partition("=")
+        if not separator or not key.strip():
+            raise InputError(f"--set {pair!r}: expected key=value, for example --set learning_rate=0.001")
+        try:
+            settings[key.strip()] = json.loads(value)
+        except ValueError:
+            settings[key.strip()] = {"True": True, "False": False, "None": None}.get(value, value)
+    return settings
+
+
+def _shipped() -> dict[str, Any]:
+    files = resources.files("mmsa_decalign.configs").iterdir()
+    return {file.name.removesuffix(".json"): file for file in files if file.name.endswith(".json")}
+
+
+def _names(content: Mapping[str, Any]) -> str:
+    return ", ".join(name for name in content if name != "datasetCommonParams") or "none"
+
+
+def _check_overrides(model: Model, settings: Mapping[str, Any], given: Mapping[str, Any]) -> None:
+    """Refuse keys that this model never reads and values of another kind than the one they replace."""
+    valid = [key for key in {*settings, *_COMMON_KEYS} if key not in ("model_name", "dataset_name", "featurePath")]
+    for key, value in given.items():
+        if key == "pretrained" and key not in settings:
+            raise InputError(f"model {model.name!r} has no text encoder, so there is nothing to load {value!r} into")
+        if key not in valid:
+            raise InputError(f"unknown setting {key!r} for model {model.name!r}; {nearest(key, valid)}")
+        if key in settings and _kind(value) != _kind(settings[key]) and settings[key] is not None:
+            raise InputError(f"setting {key}={json.dumps(value)}: expected {_kind(settings[key])} "
+                             f"such as {json.dumps(settings[key])}")
+
+
+def _check_values(model: Model, settings: Mapping[str, Any]) -> None:
+    for key in _COUNTS:
+        value = settings.get(key)
+        if value is not None and (isinstance(value, bool) or not isinstance(value, int) or value < 1):
+            raise InputError(f"setting {key}={json.dumps(value)}: expected a whole number of at least 1")
+    if model.plugin is None and settings.get("KeyEval") == "MAE":
+        raise InputError("setting KeyEval=MAE: MMSA's trainers look for the largest value of every metric but Loss, "
+                         "so they would keep the worst epoch; use Loss or a metric that grows")
+
+
+def _kind(value: Any) -> str:
+    if isinstance(value, bool):
+        return "true or false"
+    if isinstance(value, (int, float)):
+        return "a number"
+    return {str: "text", list: "a list", tuple: "a list", dict: "an object"}.get(type(value), "null")

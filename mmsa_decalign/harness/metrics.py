@@ -1,0 +1,34 @@
+"""What MMSA's metric names mean: MMSA computes them, this table says by which rule."""
+
+from __future__ import annotations
+
+from .config import STANDS_FOR
+
+_MOSI = {
+    "Has0_acc_2": "accuracy of negative against non-negative; a label or prediction of 0 counts as non-negative",
+    "Has0_F1_score": "weighted F1 by the rule of Has0_acc_2",
+    "Non0_acc_2": "accuracy of negative against positive; samples with label 0 are left out, a prediction of 0 counts "
+                  "as negative",
+    "Non0_F1_score": "weighted F1 by the rule of Non0_acc_2",
+    "Mult_acc_5": "accuracy of values clipped to [-2, 2] and rounded",
+    "Mult_acc_7": "accuracy of values clipped to [-3, 3] and rounded",
+    "MAE": "mean absolute error, lower is better",
+    "Corr": "Pearson correlation",
+}
+_SIMS = {
+    "Mult_acc_2": "accuracy of <= 0 against > 0, values clipped to [-1, 1]",
+    "Mult_acc_3": "accuracy of three intervals with the borders -0.1 and 0.1",
+    "Mult_acc_5": "accuracy of five intervals with the borders -0.7, -0.1, 0.1 and 0.7",
+    "F1_score": "weighted F1 by the rule of Mult_acc_2",
+    "MAE": "mean absolute error of values clipped to [-1, 1], lower is better",
+    "Corr": "Pearson correlation of values clipped to [-1, 1]",
+}
+_LOSS = {"Loss": "the model's loss on the split, lower is better"}
+
+LOWER_IS_BETTER = ("Loss", "MAE")
+
+
+def metric_rules(dataset: str) -> dict[str, str]:
+    """Metric name -> rule, for the metrics that MMSA reports on this data set, and the loss."""
+    family = _SIMS if STANDS_FOR.get(dataset, dataset).startswith("sims") else _MOSI
+    return {**family, **_LOSS}

@@ -1,0 +1,69 @@
+"""What is stored of a run: a JSON record per seed, and MMSA's table with a row per set of seeds.
+
+The record is the interface to everything that reads results later; a change of its fields raises SCHEMA_VERSION.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from ..errors import RunError
+from .files import append_row, write_text
+from .watch import is_number
+
+SCHEMA_VERSION = 1
+
+Summary = dict[str, dict[str, "float | None"]]  # metric -> "mean" and "std" over the seeds
+
+
+def plain(value: Any) -> Any:
+    """The same as JSON can hold it: tuples as lists, NumPy numbers as Python's, NaN and infinity as None."""
+    if isinstance(value, Mapping):
+        return {str(key): plain(item) for key, item in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [plain(item) for item in value]
+    if value is None or isinstance(value, (bool, str)):
+        return value
+    if is_number(value):
+        number = float(value)
+        if number != number or number in (float("inf"), float("-inf")):
+            return None
+        return int(value) if number.is_integer() and not isinstance(value, float) else number
+    return str(value)
+
+
+def write_record(res_save_dir: Path, record: Mapping[str, Any]) -> Path:
+    """Store one record under <res-save-dir>/runs and return its path."""
+    stamp = record["started"].replace("-", "").replace(":", "").replace("+0000", "Z")
+    name = "-".join(str(part) for part in (record["model"], record["dataset"], record["seed"], stamp, record["id"]))
+    path = res_save_dir / "runs" / f"{name}.json"
+    write_text(path, json.dumps(record, indent=1, allow_nan=False) + "\n")
+    return path
+
+
+def summarise(records: Sequence[Mapping[str, Any]], split: str = "test") -> Summary:
+    """Per metric the mean and the population standard deviation over the seeds; None where a seed has no number."""
+    summary: Summary = {}
+    for name in records[0][split]:
+        values = [record[split][name] for record in records]
+        if None in values:
+            summary[name] = {"mean": None, "std": None}
+            continue
+        mean = sum(values) / len(values)
+        summary[name] = {"mean": mean, "std": (sum((value - mean) ** 2 for value in values) / len(values)) ** 0.5}
+    return summary
+
+
+def append_summary(res_save_dir: Path, model: str, dataset: str, summary: Summary) -> Path:
+    """MMSA's row of results: the model and, per metric, (mean, standard deviation) times 100, rounded to 2 digits."""
+    path = res_save_dir / "normal" / f"{dataset}.csv"
+    cells = [tuple(float("nan") if part is None else round(part * 100, 2) for part in (item["mean"], item["std"]))
+             for item in summary.values()]
+    try:
+        append_row(path, ["Model", *summary], [model, *map(str, cells)])
+    except ValueError as error:
+        raise RunError(f"the runs are stored, but not their row in MMSA's table: {error}") from error
+    return path

@@ -1,0 +1,144 @@
+"""Settings: the order of the layers, MMSA's own look-up as the oracle, and every refusal."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+from mmsa_decalign.errors import InputError
+from mmsa_decalign.harness.config import catalogue, mmsa_config, parse_overrides, resolve
+
+
+def test_every_configuration_of_mmsa_resolves_as_in_mmsa() -> None:
+    from MMSA import get_config_regression
+
+    content = json.loads(mmsa_config("regression").read_text())
+    pairs = [(m, d) for m in content if m != "datasetCommonParams" for d in content[m]["datasetParams"]]
+    assert len(pairs) >= 43
+    for model, dataset in pairs:
+        theirs = dict(get_config_regression(model, dataset))
+        ours = resolve(model, dataset)
+        assert theirs.pop("featurePath").endswith(ours.feature_path)
+        assert ours.settings == theirs, (model, dataset)
+
+
+def test_later_layers_win(tmp_path: Path) -> None:
+    shipped = resolve("tfn", "mosi").settings
+    assert (shipped["early_stop"], shipped["batch_size"], shipped["learning_rate"]) == (8, 32, 0.001)
+    flat = tmp_path / "flat.json"
+    flat.write_text('{"early_stop": 3, "batch_size": 7}')
+    settings = resolve("tfn", "mosi", config=flat, overrides={"batch_size": 9}).settings
+    assert (settings["early_stop"], settings["batch_size"], settings["learning_rate"]) == (3, 9, 0.001)
+
+
+def test_a_file_in_mmsas_schema_replaces_the_shipped_sections(tmp_path: Path) -> None:
+    content = json.loads(mmsa_config("regression").read_text())
+    content["datasetCommonParams"]["dataset_root_dir"] = "/somewhere"
+    content["datasetCommonParams"]["mosi"]["unaligned"]["featurePath"] = "mine.pkl"
+    content["tfn"]["datasetParams"]["mosi"] = {"batch_size": 5, "learning_rate": 1.0}
+    file = tmp_path / "schema.json"
+    file.write_text(json.dumps(content))
+    resolved = resolve("tfn", "mosi", config=file)
+    assert (resolved.feature_path, resolved.config_root) == ("mine.pkl", "/somewhere")
+    assert resolved.settings["batch_size"] == 5
+    assert "hidden_dims" not in resolved.settings
+
+    file.write_text(json.dumps({"lmf": content["lmf"]}))
+    with pytest.raises(InputError, match="no section for model 'tfn'; it has: lmf"):
+        resolve("tfn", "mosi", config=file)
+
+
+def test_shipped_files_have_names() -> None:
+    with pytest.raises(InputError, match="did you mean 'decalign'"):
+        resolve("decalign", "mosi", config="decalin")
+    assert resolve("decalign", "mosi", config="decalign").settings == resolve("decalign", "mosi").settings
+
+
+def test_baselines_take_mosi_settings_for_synthetic_data() -> None:
+    mosi, synthetic = resolve("lmf", "mosi").settings, resolve("lmf", "synthetic")
+    assert synthetic.settings["rank"] == mosi["rank"]
+    assert synthetic.settings["dataset_name"] == "synthetic"
+    assert synthetic.feature_path.startswith("SYNTHETIC")
+
+
+def test_need_data_aligned_chooses_the_file() -> None:
+    assert "unaligned" in resolve("tfn", "mosi").feature_path
+    assert "unaligned" not in resolve("tfn", "mosi", overrides={"need_data_aligned": True}).feature_path
+
+
+@pytest.mark.parametrize(
+    ("model", "dataset", "message"),
+    [
+        ("tfm", "mosi", "unknown model 'tfm'; did you mean 'tfn'"),
+        ("tfn", "mosy", "unknown data set 'mosy'; did you mean 'mosi'"),
+        ("mtfn", "mosi", "'mtfn' has no settings for data set 'mosi'; it has: sims"),
+        ("mtfn", "synthetic", "'mtfn' has no settings for data set 'synthetic'; it has: sims"),
+    ],
+)
+def test_unknown_names(model: str, dataset: str, message: str) -> None:
+    with pytest.raises(InputError, match=message):
+        resolve(model, dataset)
+
+
+@pytest.mark.parametrize(
+    ("pair", "message"),
+    [
+        ("batchsize=3", "unknown setting 'batchsize' for model 'tfn'; did you mean 'batch_size'"),
+        ("batch_size=big", 'batch_size="big": expected a number such as 32'),
+        ("batch_size=0", "batch_size=0: expected a whole number of at least 1"),
+        ("early_stop=2.5", "early_stop=2.5: expected a whole number"),
+        ("need_normalized=1", "need_normalized=1: expected true or false"),
+        ("hidden_dims=3", "hidden_dims=3: expected a list"),
+        ("pretrained=bert", "'tfn' has no text encoder"),
+        ("KeyEval=MAE", "KeyEval=MAE: .* keep the worst epoch"),
+        ("featurePath=x", "unknown setting 'featurePath'"),
+        ("=3", "expected key=value"),
+        ("batch_size", "expected key=value"),
+    ],
+)
+def test_settings_that_are_refused_for_a_baseline(pair: str, message: str) -> None:
+    with pytest.raises(InputError, match=message):
+        resolve("tfn", "mosi", overrides=parse_overrides([pair]))
+
+
+def test_decalign_refuses_by_its_own_rules() -> None:
+    from mmsa_decalign.harness.runner import prepare
+
+    with pytest.raises(InputError, match="did you mean 'num_heads'"):
+        prepare("decalign", "synthetic", overrides={"num_head": 3})
+    with pytest.raises(InputError, match="num_heads=7 does not divide d_model"):
+        prepare("decalign", "synthetic", overrides={"num_heads": 7})
+
+
+def test_override_values_are_json_where_they_can_be() -> None:
+    assert parse_overrides(["a=1", "b=0.5", "c=true", "d=[1,2]", "e=text", "f=None", "g=False", "h=", "i=a=b"]) == {
+        "a": 1, "b": 0.5, "c": True, "d": [1, 2], "e": "text", "f": None, "g": False, "h": "", "i": "a=b"}
+
+
+@pytest.mark.parametrize(("text", "message"), [("{", "is not JSON"), ("[1]", "expected a JSON object")])
+def test_config_files_that_are_not_settings(tmp_path: Path, text: str, message: str) -> None:
+    file = tmp_path / "bad.json"
+    file.write_text(text)
+    with pytest.raises(InputError, match=message):
+        resolve("tfn", "mosi", config=file)
+
+
+def test_tuning_space_and_what_the_user_fixes() -> None:
+    free = resolve("mfn", "mosi", tuning=True)
+    assert set(free.space["NN1Config"]) == {"drop", "shapes"}
+    fixed = resolve("mfn", "mosi", tuning=True, overrides={"batch_size": 11})
+    assert list(fixed.space) == list(free.space)
+    assert fixed.space["batch_size"] == [11]
+    assert resolve("self_mm", "mosi", tuning=True).settings["a_lstm_layers"] == 1  # fixed by MMSA, not searched
+    with pytest.raises(InputError, match="no tuning space for model 'mctn'"):
+        resolve("mctn", "mosi", tuning=True)
+
+
+def test_the_catalogue_says_where_things_come_from() -> None:
+    known = catalogue()
+    assert known.models["tfn"].source == "MMSA 2.2.1"
+    assert known.models["decalign"].source.startswith("mmsa-decalign ")
+    assert known.dataset_sources["synthetic"].startswith("mmsa-decalign ")
+    assert known.models["mtfn"].datasets(known.datasets) == ["sims"]
