@@ -52,6 +52,7 @@ class DecAlign(nn.Module):
         def per_modality(make: Any) -> nn.ModuleDict:
             return nn.ModuleDict({m: make(m) for m in s.modalities})
 
+        self.input_dropout = {"text": s.text_dropout, "audio": s.audio_dropout, "vision": s.vision_dropout}
         d, p = s.d_model, s.pde_width
         self.standardise = per_modality(lambda m: Standardiser(widths[m]))
         self.project = nn.ModuleDict(
@@ -136,8 +137,7 @@ class DecAlign(nn.Module):
         features = self.standardise[m](features)
         if mask is not None:
             features = features * mask.unsqueeze(2)  # standardising moved the zeros
-        if m == "text":
-            features = F.dropout(features, self.settings.text_dropout, self.training)
+        features = F.dropout(features, self.input_dropout[m], self.training)
         if m not in self.project:
             return features, mask
         kernel = self.kernels[m]

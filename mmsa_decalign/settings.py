@@ -53,7 +53,9 @@ class Settings:
     embed_dropout: float = 0.1
     res_dropout: float = 0.05
     output_dropout: float = 0.0
-    text_dropout: float = 0.0
+    text_dropout: float = 0.0  # of the input features; the release has it for text alone
+    audio_dropout: float = 0.0
+    vision_dropout: float = 0.0
     # Heterogeneity
     num_prototypes: int = 7
     gmm_em_iters: int = 5
@@ -170,7 +172,7 @@ _POSITIVE = (
 _NOT_NEGATIVE = (
     "gmm_em_iters dec_loss_weight alpha beta ct_weight binary_task_weight weight_decay scheduler_patience".split()
 )
-_RATES = "relu_dropout embed_dropout res_dropout output_dropout text_dropout".split()
+_RATES = "relu_dropout embed_dropout res_dropout output_dropout text_dropout audio_dropout vision_dropout".split()
 
 
 def _check_values(s: Settings) -> None:

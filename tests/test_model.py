@@ -184,6 +184,15 @@ def test_clipping_by_percentiles():
     assert constant(torch.full((1, 4), 2.0)).abs().max() == 0
 
 
+def test_input_dropout_reaches_its_own_modality():
+    """A rate close to 1 silences one modality's unique features, and leaves the others' alone."""
+    for m in ("text", "audio", "vision"):
+        torch.manual_seed(0)
+        model = build(**{f"{m}_dropout": 0.999999}).train()
+        x, _ = model._encode(dict(zip(("text", "audio", "vision"), batch(), strict=True)), {})
+        assert {name: bool((v == 0).all()) for name, v in x.items()} == {name: name == m for name in x}
+
+
 def token_batch(n=4, steps=7, vocabulary=60):
     rng = torch.Generator().manual_seed(2)
     mask = steps_mask(torch.tensor([7, 3, 5, 4])[:n], steps)
