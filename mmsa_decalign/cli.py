@@ -20,7 +20,8 @@ from typing import Any, NoReturn
 from .errors import InputError, RunError, nearest
 
 DESCRIPTION = """\
-Train and test models of multimodal sentiment analysis: DecAlign, every model of MMSA, and plugins.
+Train and test models of multimodal sentiment analysis: DecAlign, MMSA's models (`mmsa list` says which of them are
+tested here) and plugins.
 
 The checkpoint is chosen on the validation split and the test split is read once, after training. Each seed leaves a
 JSON record with its settings, data hash, versions and epochs; MMSA's CSV gets a row after the last seed."""
@@ -118,6 +119,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     except BrokenPipeError:  # the reader of our output has gone: `mmsa list | head`
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # or Python complains once more at its end
         return 1
+    except OSError as error:
+        return _fail(f"{error.filename or 'a file'}: {error.strerror or error}", 1, debug)
     except Exception as error:
         return _fail(f"{type(error).__name__}: {error} (--debug shows where)", 1, debug)
 
@@ -258,7 +261,7 @@ def _print(arguments: argparse.Namespace, document: dict[str, Any], show: Any) -
 
 
 def _seeds(text: str) -> list[int]:
-    if not re.fullmatch(r"\d+(,\d+)*", text):
+    if not re.fullmatch(r"[0-9]+(,[0-9]+)*", text):
         raise argparse.ArgumentTypeError(f"{text!r} is not a seed: expected a whole number from 0, or 1111,1112")
     seeds = [int(part) for part in text.split(",")]
     if max(seeds) >= 2**32:
@@ -267,13 +270,13 @@ def _seeds(text: str) -> list[int]:
 
 
 def _count(text: str) -> int:
-    if not text.isdigit():
+    if not re.fullmatch(r"[0-9]+", text):
         raise argparse.ArgumentTypeError(f"{text!r}: expected a whole number from 0")
     return int(text)
 
 
 def _positive(text: str) -> int:
-    if not text.isdigit() or int(text) == 0:
+    if not re.fullmatch(r"[0-9]+", text) or int(text) == 0:
         raise argparse.ArgumentTypeError(f"{text!r}: expected a whole number from 1")
     return int(text)
 

@@ -21,9 +21,12 @@ def load_encoder(pretrained: str) -> nn.Module:
         InputError: when there is none, when it has no weights or not its own, or when it does not take token ids.
     """
     from transformers import AutoModel
+    from transformers.utils import logging as hub_logging
 
     local = Path(pretrained).expanduser()
     name = str(local) if local.is_dir() else pretrained
+    bars = hub_logging.is_progress_bar_enabled()
+    hub_logging.disable_progress_bar()
     try:
         model, info = AutoModel.from_pretrained(name, local_files_only=local.is_dir(), output_loading_info=True)
     except Exception as error:  # transformers raises OSError, ValueError, safetensors errors: all mean "no encoder"
@@ -33,6 +36,9 @@ def load_encoder(pretrained: str) -> nn.Module:
             "expected a Hugging Face name with network, or a directory with config.json and model.safetensors "
             "(--pretrained DIR); or set use_bert=false for precomputed text features"
         ) from error
+    finally:
+        if bars:
+            hub_logging.enable_progress_bar()
     missing = [key for key in info["missing_keys"] if "pooler" not in key]
     if missing:
         raise InputError(
@@ -56,7 +62,6 @@ class TextEncoder(nn.Module):
         super().__init__()
         self.model = load_encoder(pretrained)
         self.width: int = self.model.config.hidden_size
-        self.vocabulary: int = self.model.config.vocab_size
         self.finetune = finetune
         if not finetune:
             self.model.requires_grad_(False)
@@ -76,11 +81,20 @@ class TextEncoder(nn.Module):
                 "use a file with text_bert, or set use_bert=false"
             )
         ids, mask, segments = text.long().unbind(dim=1)
-        if int(ids.max()) >= self.vocabulary:
+        config = self.model.config
+        for what, rows, size in (("token", ids, config.vocab_size), ("segment", segments, config.type_vocab_size)):
+            if int(rows.min()) < 0 or int(rows.max()) >= size:
+                raise InputError(
+                    f"{what} ids from {int(rows.min())} to {int(rows.max())} lie outside the text encoder's "
+                    f"vocabulary of {size}: the file was made with another tokenizer"
+                )
+        if ids.shape[1] > config.max_position_embeddings:
             raise InputError(
-                f"token id {int(ids.max())} lies outside the text encoder's vocabulary of {self.vocabulary}: "
-                "the file was made with another tokenizer"
+                f"{ids.shape[1]} tokens a sample are more than the {config.max_position_embeddings} positions of the "
+                "text encoder: use another encoder or shorter text_bert"
             )
         with torch.set_grad_enabled(self.finetune and torch.is_grad_enabled()):
             states = self.model(input_ids=ids, attention_mask=mask, token_type_ids=segments).last_hidden_state
-        return states, mask.bool()
+        valid = mask > 0
+        valid[:, 0] = True  # a sample without tokens still has a step to average over
+        return states, valid

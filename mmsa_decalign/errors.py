@@ -18,9 +18,11 @@ class RunError(RuntimeError):
 
 
 def nearest(name: str, valid: Iterable[str]) -> str:
-    """End of an error message: the closest valid name if there is one, and the list of all."""
+    """End of an error message: the closest valid name if there is one, and all of them unless they are many."""
     valid = sorted(valid)
     by_case = {one.lower(): one for one in valid}
     close = difflib.get_close_matches(name.lower(), by_case, n=1, cutoff=0.5)
+    if close and len(valid) > 20:
+        return f"did you mean {by_case[close[0]]!r}?"
     guess = f"did you mean {by_case[close[0]]!r}? " if close else ""
     return f"{guess}valid: {', '.join(valid)}"

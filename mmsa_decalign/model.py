@@ -90,8 +90,9 @@ class DecAlign(nn.Module):
         Args:
             text: (N, T_t, D_t), or token ids (N, 3, L) with `use_bert`; audio: (N, T_a, D_a); vision: (N, T_v, D_v).
                 A modality that the settings leave out may be None. Any T >= 1; the three may differ.
-            lengths: valid steps (N,) of each modality, by name or in the order text, audio, vision. Where they are
-                not given, the attention mask counts for token ids, and all-zero steps at the end count as padding.
+            lengths: valid steps (N,) of each modality, by name or in the order text, audio, vision (None for one that
+                is not known). Without them all-zero steps at the end count as padding. For token ids the attention
+                mask counts.
 
         Returns:
             `M` (N, outputs), the prediction; `Feature_t`, `Feature_a`, `Feature_v` (N, d), the fused unique features of
@@ -180,6 +181,7 @@ class DecAlign(nn.Module):
 def _by_name(lengths: Mapping[str, Tensor] | Sequence[Tensor | None] | None) -> dict[str, Tensor | None]:
     if lengths is None:
         return {}
-    if isinstance(lengths, Mapping):
-        return dict(lengths)
-    return dict(zip(MODALITIES, lengths, strict=True))
+    named = dict(lengths) if isinstance(lengths, Mapping) else dict(zip(MODALITIES, lengths, strict=False))
+    if not set(named) <= set(MODALITIES) or (not isinstance(lengths, Mapping) and len(lengths) != len(MODALITIES)):
+        raise InputError(f"lengths name {sorted(named)}: expected text, audio, vision by name, or three in that order")
+    return named

@@ -1,12 +1,13 @@
 """Every setting of DecAlign, typed, frozen and checked; unknown names are refused with the nearest valid one.
 
 Lives here: one flat record, since MMSA's configuration files, `--set key=value` and run records are flat too.
-May change: add a setting with its default, its check and a line in the table of README.md.
+May change: add a setting with its default, what it means, and its check.
 """
 
 from __future__ import annotations
 
 import json
+import math
 import types
 import typing
 from collections.abc import Mapping
@@ -41,57 +42,57 @@ class Settings:
     use_finetune: bool = True  # False: frozen
     pretrained: str = "bert-base-uncased"  # name on the Hugging Face hub, or a local directory
     # Encoding and fusion
-    d_model: int = 64
-    num_heads: int = 8
-    nlevels: int = 5
-    conv_kernel_sizes: tuple[int, int, int] = (1, 1, 1)
+    d_model: int = 64  # common width d
+    num_heads: int = 8  # of attention; divides d_model
+    nlevels: int = 5  # transformer layers
+    conv_kernel_sizes: tuple[int, int, int] = (1, 1, 1)  # steps that the convolution of each modality looks at
     skip_equal_projection: bool = False  # the release has no projection where the raw width is d_model already
-    use_cross_modal_attention: bool = True
+    use_cross_modal_attention: bool = True  # False: each modality attends to itself
     attn_mask: bool = True  # causal mask of the self-attention that takes over without cross-modal attention
-    attn_dropout: tuple[float, float, float] = (0.1, 0.0, 0.0)
-    relu_dropout: float = 0.1
-    embed_dropout: float = 0.1
-    res_dropout: float = 0.05
-    output_dropout: float = 0.0
+    attn_dropout: tuple[float, float, float] = (0.1, 0.0, 0.0)  # of attention weights, by modality
+    relu_dropout: float = 0.1  # inside the feed-forward layers
+    embed_dropout: float = 0.1  # of the transformer's input and context
+    res_dropout: float = 0.05  # of what is added to the residual stream
+    output_dropout: float = 0.0  # before the head and inside the perceptrons of the common features
     text_dropout: float = 0.0  # of the input features; the release has it for text alone
     audio_dropout: float = 0.0
     vision_dropout: float = 0.0
     # Heterogeneity
-    num_prototypes: int = 7
-    gmm_em_iters: int = 5
-    gmm_var_floor: float = 1e-4
-    gmm_covariance: str = "diag"
-    cost_reduction: str = "mean"
-    prototype_mahalanobis: bool = False
-    ot_reg: float = 0.1
-    ot_solver: str = "log"
-    ot_tol: float = 1e-6
-    ot_max_iter: int | None = None
+    num_prototypes: int = 7  # components K of each mixture; transport handles K^M of their combinations
+    gmm_em_iters: int = 5  # EM steps
+    gmm_var_floor: float = 1e-4  # smallest variance
+    gmm_covariance: str = "diag"  # or "full", as the paper writes
+    cost_reduction: str = "mean"  # of squared distances over the d dimensions, or "sum"
+    prototype_mahalanobis: bool = False  # distances to prototypes in units of their covariance
+    ot_reg: float = 0.1  # entropic weight lambda, in units of the cost
+    ot_solver: str = "log"  # stable; "release": the authors' arithmetic
+    ot_tol: float = 1e-6  # accepted error of the plan's marginals
+    ot_max_iter: int | None = None  # rounds; None: the solver's own limit
     # Homogeneity
     pde_dim: int | None = None  # None: d_model
-    mmd_bandwidth: float | str | tuple[float, ...] = 1.0
+    mmd_bandwidth: float | str | tuple[float, ...] = 1.0  # a squared length, "median", or several to sum over
     # Decoupling
-    decoupling_power: int = 2
+    decoupling_power: int = 2  # 2: squared cosine; 1: the paper's signed cosine
     # Head and objective
-    train_mode: str = "regression"
+    train_mode: str = "regression"  # or "classification"
     num_classes: int = 3  # read only when train_mode is "classification"
     class_weights: str | tuple[float, ...] | None = None  # None, "balanced", or one weight a class
-    task_loss: str = "mse"
-    dec_loss_weight: float = 1.0
+    task_loss: str = "mse"  # of regression; or "l1", "smooth_l1"
+    dec_loss_weight: float = 1.0  # of the decoupling loss
     alpha: float = 0.05  # of the heterogeneity loss
     beta: float = 0.07  # of the homogeneity loss
     ct_weight: float = 0.003  # of the supervised contrastive term
-    ct_temperature: float = 0.1
-    binary_task_weight: float = 0.0
+    ct_temperature: float = 0.1  # of its cosine similarities
+    binary_task_weight: float = 0.0  # of a logistic loss on the sign of non-zero labels
     # Training
     batch_size: int = 32
-    learning_rate: float = 6e-5
+    learning_rate: float = 6e-5  # of Adam
     bert_learning_rate: float | None = None  # None: learning_rate
-    weight_decay: float = 0.005
+    weight_decay: float = 0.005  # Adam's, added to the gradient
     clip: float | None = 0.6  # norm of all gradients together; None: no clipping
-    num_epochs: int = 18
+    num_epochs: int = 18  # at most
     early_stop: int = 6  # epochs without improvement
-    scheduler_patience: int = 5
+    scheduler_patience: int = 5  # epochs without improvement until the learning rate is multiplied by `factor`
     factor: float = 0.1
     KeyEval: str = "Loss"  # MMSA's name: the validation metric that chooses the checkpoint
 
@@ -136,8 +137,18 @@ class Settings:
 def _check_type(name: str, value: Any, hint: Any) -> None:
     if not _fits(value, hint):
         shown = json.dumps(value, default=str)
-        expected = str(hint) if typing.get_args(hint) else hint.__name__
-        raise InputError(f"setting {name}={shown} has the wrong type: expected {expected}")
+        raise InputError(f"setting {name}={shown} has the wrong type: expected {_in_words(hint)}")
+
+
+def _in_words(hint: Any) -> str:
+    """A type as the user of a JSON file knows it."""
+    origin, args = typing.get_origin(hint), typing.get_args(hint)
+    if origin in (types.UnionType, typing.Union):
+        return " or ".join(_in_words(one) for one in args)
+    if origin is tuple:
+        several = {int: "whole numbers", float: "numbers", str: "texts"}[args[0]]
+        return f"a list of {several}" if args[1] is Ellipsis else f"a list of {len(args)} {several}"
+    return {int: "a whole number", float: "a finite number", str: "text", bool: "true or false"}.get(hint, "null")
 
 
 def _fits(value: Any, hint: Any) -> bool:
@@ -151,7 +162,7 @@ def _fits(value: Any, hint: Any) -> bool:
             return all(_fits(v, args[0]) for v in value)
         return len(value) == len(args) and all(_fits(v, a) for v, a in zip(value, args, strict=True))
     if hint is float:
-        return isinstance(value, (int, float)) and not isinstance(value, bool)
+        return isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value)
     if hint is int:
         return isinstance(value, int) and not isinstance(value, bool)
     return isinstance(value, hint)
@@ -205,9 +216,17 @@ def _check_values(s: Settings) -> None:
     low, high = s.feature_clip_percentiles
     if not 0 <= low < high <= 100:
         raise InputError(f"feature_clip_percentiles={[low, high]}: expected 0 <= low < high <= 100")
-    if isinstance(s.mmd_bandwidth, str) and s.mmd_bandwidth != "median":
+    widths = s.mmd_bandwidth if isinstance(s.mmd_bandwidth, tuple) else (s.mmd_bandwidth,)
+    if not widths or any(w != "median" if isinstance(w, str) else w <= 0 for w in widths):
         raise InputError(f"mmd_bandwidth={s.mmd_bandwidth!r}: expected a positive number, several, or 'median'")
+    for name in ("clip", "bert_learning_rate", "ot_max_iter"):
+        if getattr(s, name) is not None and not getattr(s, name) > 0:
+            raise InputError(f"setting {name}={getattr(s, name)}: expected null or a number above 0")
+    if not 0 < s.factor < 1:
+        raise InputError(f"setting factor={s.factor}: expected a number between 0 and 1")
     if isinstance(s.class_weights, str) and s.class_weights != "balanced":
         raise InputError(f"class_weights={s.class_weights!r}: expected null, 'balanced' or one weight a class")
+    if isinstance(s.class_weights, tuple) and min(s.class_weights, default=0.0) < 0:
+        raise InputError(f"class_weights={list(s.class_weights)}: expected no negative weight")
     if isinstance(s.class_weights, tuple) and len(s.class_weights) != s.num_classes:
         raise InputError(f"class_weights has {len(s.class_weights)} numbers for num_classes={s.num_classes}")

@@ -46,7 +46,8 @@ def test_training_prints_a_table_and_keeps_the_log_off_standard_output(
     assert err.count("seed 7 (1 of 1)") == 1
     assert "TRAIN-(lf_dnn)" in err
     assert (tmp_path / "log" / "lf_dnn-synthetic.log").stat().st_size > 0
-    assert (tmp_path / "model-save" / "lf_dnn-synthetic-7.pth").stat().st_size > 0
+    (checkpoint,) = (tmp_path / "model-save").iterdir()
+    assert checkpoint.name.startswith("lf_dnn-synthetic-7-")
     assert (tmp_path / "res-save" / "normal" / "synthetic.csv").stat().st_size > 0
     (record,) = (tmp_path / "res-save" / "runs").iterdir()
     assert json.loads(record.read_text())["command"].startswith("mmsa -m lf_dnn -d synthetic")
@@ -115,6 +116,12 @@ def test_options_are_mmsas() -> None:
         (["-m", "tfn", "--set", "batch_size"], "expected key=value"),
         (["--set", "num_heads=7"], "num_heads=7 does not divide d_model"),
         (["--set", "num_headz=7"], "did you mean 'num_heads'"),
+        (["--set", "dataset_name=sims"], "contradicts the command line"),
+        (["--set", "seed=5"], "unknown setting 'seed': use -s"),
+        (["-m", "tfn", "--set", "device=cpu"], "use --device"),
+        (["--set", "clip=-1"], "clip=-1: expected null or a number above 0"),
+        (["--set", "KeyEval=5"], "KeyEval=5: no metric of synthetic"),
+        (["-n", "²"], "-n"),
         (["--device", "gpu"], "--device gpu: expected auto, cpu, cuda or cuda:N"),
         (["-c", "no_such"], "neither a file nor a shipped one"),
         (["-m", "tfn", "--pretrained", "bert-base-uncased"], "'tfn' has no text encoder"),

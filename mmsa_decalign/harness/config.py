@@ -23,6 +23,13 @@ STANDS_FOR = {"synthetic": "mosi"}
 
 # Keys that every trainer or loader of MMSA reads, whether or not a model's section spells them out.
 _COMMON_KEYS = ("KeyEval", "batch_size", "early_stop", "need_normalized", "max_epochs")
+# Keys of MMSA's argument dictionary that are no settings: what is said of them on the command line.
+_NOT_SETTINGS = {
+    "seed": "use -s", "cur_seed": "use -s", "device": "use --device", "featurePath": "use --feature-file",
+    "custom_feature": "use --feature-file", "feature_T": "use -Ft", "feature_A": "use -Fa", "feature_V": "use -Fv",
+    "model_save_path": "use --model-save-dir", "res_save_dir": "use --res-save-dir",
+    "train_mode": "MMSA's data sets are regression; the classification head is for Python, Settings(train_mode=...)",
+}
 _COUNTS = ("batch_size", "early_stop", "update_epochs", "max_epochs")
 
 
@@ -117,15 +124,24 @@ def resolve(
         if is_schema(content):
             if entry.name not in content:
                 raise InputError(f"{config} has no section for model {entry.name!r}; it has: {_names(content)}")
-            section = content[entry.name]
-            common = content.get("datasetCommonParams", {})
-            dataset_section = common.get(dataset, dataset_section)
+            section = _object(content[entry.name], f"{config}: section {entry.name!r}")
+            for part in ("commonParams", "datasetParams", "debugParams"):
+                _object(section.get(part, {}), f"{config}: {part} of {entry.name!r}")
+            common = _object(content.get("datasetCommonParams", {}), f"{config}: datasetCommonParams")
+            dataset_section = _object(common.get(dataset, dataset_section), f"{config}: data set {dataset!r}")
+            if not {"aligned", "unaligned"} & set(dataset_section):
+                raise InputError(f"{config}: data set {dataset!r} has neither 'aligned' nor 'unaligned' settings")
             root = common.get("dataset_root_dir")
         else:
             flat = content
     if not section:
         raise InputError(f"no tuning space for model {entry.name!r}; give one with -c FILE")
     given = {**flat, **(overrides or {})}
+    for key, value in given.items():
+        if key in _NOT_SETTINGS:
+            raise InputError(f"unknown setting {key!r}: {_NOT_SETTINGS[key]}")
+        if key in ("model_name", "dataset_name") and value != (entry.name if key == "model_name" else dataset):
+            raise InputError(f"setting {key}={value!r} contradicts the command line; use -m and -d")
     settings = merge(entry.name, dataset, section, dataset_section, given, tuning=tuning)
     feature_path = settings.pop("featurePath", "")
     space = tuning_space(section, given) if tuning else {}
@@ -199,7 +215,10 @@ def read_config(config: str | Path) -> dict[str, Any]:
     """The JSON object in a file, or in the shipped file of that name ("utterance" is configs/utterance.json)."""
     path = Path(config).expanduser()
     if path.is_file():
-        text = path.read_text(encoding="utf-8")
+        try:
+            text = path.read_text(encoding="utf-8")
+        except (OSError, UnicodeDecodeError) as error:
+            raise InputError(f"{config} cannot be read as JSON text: {error}") from error
     else:
         shipped = _shipped()
         if str(config).removesuffix(".json") not in shipped:
@@ -218,7 +237,8 @@ def read_config(config: str | Path) -> dict[str, Any]:
 def is_schema(content: Mapping[str, Any]) -> bool:
     """Whether a config file has MMSA's sections rather than settings at its top level."""
     return "datasetCommonParams" in content or any(
-        isinstance(value, dict) and ("commonParams" in value or "debugParams" in value) for value in content.values()
+        isinstance(value, dict) and {"commonParams", "datasetParams", "debugParams"} & set(value)
+        for value in content.values()
     )
 
 
@@ -239,6 +259,12 @@ def parse_overrides(pairs: Iterable[str]) -> dict[str, Any]:
 def _shipped() -> dict[str, Any]:
     files = resources.files("mmsa_decalign.configs").iterdir()
     return {file.name.removesuffix(".json"): file for file in files if file.name.endswith(".json")}
+
+
+def _object(value: Any, what: str) -> dict[str, Any]:
+    if not isinstance(value, dict):
+        raise InputError(f"{what} is {json.dumps(value)[:40]}: expected a JSON object, as in MMSA's own files")
+    return value
 
 
 def _names(content: Mapping[str, Any]) -> str:

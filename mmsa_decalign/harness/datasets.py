@@ -29,8 +29,8 @@ BERT_WIDTH = 768  # what MMSA writes into args for every text encoder
 
 
 def metrics_family(dataset: str) -> str:
-    """The MMSA data set whose metrics are used for ``dataset``."""
-    return STANDS_FOR.get(dataset, dataset)
+    """The MMSA data set whose metrics are used for ``dataset``: MOSI's for one that MMSA does not know."""
+    return STANDS_FOR.get(dataset, dataset if dataset in ("mosi", "mosei", "sims") else "mosi")
 
 
 def data_root(given: str | Path | None = None) -> Path:
@@ -164,7 +164,7 @@ class BatchSampler(Sampler[list[int]]):
 
 def encoder_width(pretrained: str | None) -> int:
     """The hidden size of a text encoder in a local folder; MMSA's 768 where it is only known by name."""
-    config = Path(pretrained or "") / "config.json"
+    config = Path(pretrained or "").expanduser() / "config.json"
     if pretrained and config.is_file():
         return int(json.loads(config.read_text(encoding="utf-8")).get("hidden_size", BERT_WIDTH))
     return BERT_WIDTH
@@ -182,6 +182,12 @@ def check_encoder(pretrained: str) -> None:
         raise InputError(f"--pretrained {pretrained}: the folder has no config.json")
     if not any((path / name).is_file() for name in _WEIGHTS):
         raise InputError(f"--pretrained {pretrained}: the folder has no weights; expected one of {', '.join(_WEIGHTS)}")
+    try:
+        is_bert = "type_vocab_size" in json.loads((path / "config.json").read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise InputError(f"--pretrained {pretrained}: its config.json cannot be read ({error})") from error
+    if not is_bert:
+        raise InputError(f"--pretrained {pretrained}: its config.json is not that of a BERT architecture")
 
 
 _WEIGHTS = ("model.safetensors", "model.safetensors.index.json", "pytorch_model.bin", "pytorch_model.bin.index.json")

@@ -6,11 +6,13 @@ import platform
 import subprocess
 import sys
 from importlib import metadata
+from pathlib import Path
 from typing import Any
 
 from ..errors import InputError
 
-_DISTRIBUTIONS = {"torch": "torch", "numpy": "numpy", "MMSA": "MMSA", "transformers": "transformers",
+_DISTRIBUTIONS = {"torch": "torch", "numpy": "numpy", "scipy": "scipy", "pandas": "pandas",
+                  "scikit_learn": "scikit-learn", "MMSA": "MMSA", "transformers": "transformers",
                   "mmsa_decalign": "mmsa-decalign"}
 
 
@@ -59,17 +61,20 @@ def describe_device(device: Any) -> dict[str, Any]:
     return {"type": str(device), "name": name, "threads": torch.get_num_threads(), "system": platform.platform()}
 
 
-def git_commit() -> str | None:
-    """Commit of the working directory's repository, "-dirty" appended where files differ; None outside of one."""
+def git_commit(folder: str | Path) -> str | None:
+    """Commit of the repository that tracks `folder`, "-dirty" appended where files differ; None where there is none."""
     try:
-        commit = _git("rev-parse", "HEAD")
-        return commit + ("-dirty" if _git("status", "--porcelain") else "")
+        if not _git(folder, "ls-files", "."):  # below a repository that does not hold it: an environment in a checkout
+            return None
+        commit = _git(folder, "rev-parse", "HEAD")
+        return commit + ("-dirty" if _git(folder, "status", "--porcelain") else "")
     except (OSError, subprocess.SubprocessError):
         return None
 
 
-def _git(*arguments: str) -> str:
-    done = subprocess.run(["git", *arguments], capture_output=True, text=True, timeout=10, check=True)
+def _git(folder: str | Path, *arguments: str) -> str:
+    command = ["git", "-C", str(folder), *arguments]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=10, check=True)
     return done.stdout.strip()
 
 

@@ -29,7 +29,8 @@ class ModelPlugin:
     summary: one line for ``mmsa list``.
     needs: what the model asks of data or machine beyond what its settings say, a few words each.
     check: args -> anything; raises InputError for settings that cannot work. With it, the plugin decides which keys
-        it knows; without it, only keys of its config are accepted.
+        it knows; without it, only keys of its config are accepted. A dataclass that it returns is taken for the full
+        settings, defaults included, and goes into the record.
     """
 
     name: str

@@ -24,7 +24,9 @@ LEVELS = {0: logging.ERROR, 1: logging.INFO, 2: logging.DEBUG}
 
 def stderr_console() -> Console:
     """A console on what is standard error now (tests and notebooks exchange it)."""
-    return Console(stderr=True, soft_wrap=True, highlight=False)
+    console = Console(stderr=True, highlight=False)
+    console.soft_wrap = not console.is_terminal  # a terminal breaks lines between words, a file keeps them whole
+    return console
 
 
 @contextmanager
@@ -91,7 +93,8 @@ def quiet_mmsa() -> Iterator[None]:
     try:
         with warnings.catch_warnings():
             # numpy.corrcoef of a constant; the record then has null for Corr
-            warnings.filterwarnings("ignore", "invalid value encountered in", RuntimeWarning, "numpy")
+            for message in ("invalid value encountered in", "divide by zero encountered in", "Degrees of freedom"):
+                warnings.filterwarnings("ignore", message, RuntimeWarning, "numpy")
             yield
     finally:
         for module, function in zip(modules, before, strict=True):

@@ -6,15 +6,16 @@ The record is the interface to everything that reads results later; a change of 
 from __future__ import annotations
 
 import json
+import logging
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from ..errors import RunError
 from .files import append_row, write_text
 from .watch import is_number
 
 SCHEMA_VERSION = 1
+LOGGER = logging.getLogger("MMSA")
 
 Summary = dict[str, dict[str, "float | None"]]  # metric -> "mean" and "std" over the seeds
 
@@ -57,13 +58,17 @@ def summarise(records: Sequence[Mapping[str, Any]], split: str = "test") -> Summ
     return summary
 
 
-def append_summary(res_save_dir: Path, model: str, dataset: str, summary: Summary) -> Path:
-    """MMSA's row of results: the model and, per metric, (mean, standard deviation) times 100, rounded to 2 digits."""
+def append_summary(res_save_dir: Path, model: str, dataset: str, summary: Summary) -> Path | None:
+    """MMSA's row of results: the model and, per metric, (mean, standard deviation) times 100, rounded to 2 digits.
+
+    A table that has other columns is left as it is, with a warning and None: the records hold everything.
+    """
     path = res_save_dir / "normal" / f"{dataset}.csv"
     cells = [tuple(float("nan") if part is None else round(part * 100, 2) for part in (item["mean"], item["std"]))
              for item in summary.values()]
     try:
         append_row(path, ["Model", *summary], [model, *map(str, cells)])
     except ValueError as error:
-        raise RunError(f"the runs are stored, but not their row in MMSA's table: {error}") from error
+        LOGGER.warning("no row added to MMSA's table: %s; move it away", error)
+        return None
     return path

@@ -26,7 +26,7 @@ def run_document(outcome: Any) -> dict[str, Any]:
         "spread": "population standard deviation over the seeds",
         "runs": outcome.records,
         "records": [str(path) for path in outcome.record_paths],
-        "csv": str(outcome.csv),
+        "csv": str(outcome.csv) if outcome.csv else None,
     }
 
 
@@ -34,26 +34,28 @@ def print_outcome(outcome: Any, console: Console) -> None:
     """The metrics of the data set, mean and spread over the seeds, with the protocol under the table."""
     job, records = outcome.job, outcome.records
     table = Table(title=f"{job.model} on {job.dataset}, test split", title_justify="left")
-    table.add_column("metric")
-    table.add_column("mean", justify="right")
+    table.add_column("metric", no_wrap=True)
+    table.add_column("mean", justify="right", no_wrap=True)
     if len(records) > 1:
-        table.add_column("std", justify="right")
-    for record in records if len(records) <= 5 else []:
-        table.add_column(f"seed {record['seed']}", justify="right")
+        table.add_column("std", justify="right", no_wrap=True)
+    # A column a seed where they fit beside the names of the metrics; the JSON records have them all.
+    shown = records if 38 + sum(10 + len(str(record["seed"])) - 4 for record in records) <= console.width else []
+    for record in shown:
+        table.add_column(f"seed\n{record['seed']}", justify="right", no_wrap=True)
     for name, item in outcome.summary.items():
         cells = [_number(item["mean"])]
         if len(records) > 1:
             cells.append(_number(item["std"]))
-        cells += [_number(record["test"][name]) for record in records] if len(records) <= 5 else []
-        table.add_row(f"{name} (lower is better)" if name in LOWER_IS_BETTER else name, *cells)
+        table.add_row(name, *cells, *(_number(record["test"][name]) for record in shown))
     console.print(table)
-    console.print(_caption(outcome), markup=False, highlight=False, soft_wrap=True)
+    console.print(_caption(outcome), markup=False, highlight=False, soft_wrap=not console.is_terminal)
 
 
 def _caption(outcome: Any) -> str:
     job, records = outcome.job, outcome.records
     rules = metric_rules(job.dataset)
     lines = [f"{name}: {rules[name]}" for name in ("Has0_acc_2", "Non0_acc_2", "Mult_acc_2") if name in rules]
+    lines.append(f"lower is better: {', '.join(name for name in outcome.summary if name in LOWER_IS_BETTER)}")
     selection = records[0]["selection"]
     best = "lowest" if selection["mode"] == "min" else "highest"
     epochs = ", ".join(str(record["selection"]["epoch"]) for record in records)
@@ -61,7 +63,8 @@ def _caption(outcome: Any) -> str:
     seeds = f"{len(records)} seeds; std: population standard deviation" if len(records) > 1 else "1 seed"
     samples = records[0]["features"]["samples"]
     lines.append(f"{seeds}; train/valid/test {samples['train']}/{samples['valid']}/{samples['test']}")
-    lines.append(f"records: {job.res_save_dir / 'runs'}; row added to {outcome.csv}")
+    row = f"row added to {outcome.csv}" if outcome.csv else "no row added to MMSA's table, see above"
+    lines.append(f"records: {job.res_save_dir / 'runs'}; {row}")
     if any(value is None for record in records for value in record["test"].values()):
         lines.append("none: not a number on these predictions, as Corr is when all of them are equal")
     return "\n".join(lines)
@@ -83,7 +86,7 @@ def print_search(search: Any, console: Console) -> None:
         chosen = (f"--set {key}={json.dumps(value, separators=(',', ':'))}"
                   for key, value in search.trials[0]["settings"].items())
         lines.append(f"use it: mmsa -m {job.model} -d {job.dataset} " + " ".join(map(_quoted, chosen)))
-    console.print("\n".join(lines), markup=False, highlight=False, soft_wrap=True)
+    console.print("\n".join(lines), markup=False, highlight=False, soft_wrap=not console.is_terminal)
 
 
 def catalogue_document(known: Catalogue) -> dict[str, Any]:
@@ -125,6 +128,10 @@ def print_catalogue(known: Catalogue, console: Console) -> None:
     console.print(datasets)
 
 
+# MMSA's models that the tests train and test; the others may stop at a fault of MMSA that is not mended yet.
+TESTED = ("tfn", "lmf", "lf_dnn", "mfn", "ef_lstm", "graph_mfn", "mfm")
+
+
 def needs(model: Model) -> list[str]:
     """What a model asks of the data, read off its settings."""
     if model.error is not None:
@@ -147,6 +154,8 @@ def needs(model: Model) -> list[str]:
         found.append("incomplete data (not supported yet)")
     if {"M", "T", "A", "V"} <= set(settings):
         found.append("unimodal labels")
+    if model.plugin is None and model.name not in TESTED:
+        found.append("not tested here yet on today's torch")
     return found + list(model.plugin.needs if model.plugin else ())
 
 

@@ -8,9 +8,12 @@ MMSA_run is not used: it tests whatever checkpoint lies at the path, and writes 
 from __future__ import annotations
 
 import copy
+import dataclasses
 import datetime
+import functools
 import logging
 import os
+import tempfile
 import time
 import uuid
 from collections.abc import Iterator, Mapping, Sequence
@@ -73,7 +76,7 @@ class Outcome:
     job: Job
     records: list[dict[str, Any]]
     record_paths: list[Path]
-    csv: Path
+    csv: Path | None
     summary: Summary
 
 
@@ -107,8 +110,9 @@ def prepare(
     if settings.get("use_bert") and settings.get("pretrained"):
         check_encoder(settings["pretrained"])
     key_eval, rules = settings.get("KeyEval", "Loss"), metric_rules(resolved.dataset)
-    if key_eval not in rules:
-        raise InputError(f"setting KeyEval={key_eval!r}: no metric of {resolved.dataset}; {nearest(key_eval, rules)}")
+    if not isinstance(key_eval, str) or key_eval not in rules:
+        close = nearest(str(key_eval), rules)
+        raise InputError(f"setting KeyEval={key_eval!r}: no metric of {resolved.dataset}; {close}")
     if resolved.model.plugin is not None and resolved.model.plugin.check is not None:
         resolved.model.plugin.check(settings)
     path = locate(resolved.dataset, resolved.feature_path, feature_file=feature_file, root=data_root,
@@ -137,15 +141,17 @@ def run(job: Job) -> Outcome:
     """
     features = load_features(job.feature_file, job.files)
     splits = make_splits(job.resolved.settings, features)
+    check_labels(job.dataset, splits, features.path)
+    check_folders(job)
     records: list[dict[str, Any]] = []
     paths: list[Path] = []
-    with session(job) as show:
+    with session(job) as bars:
         LOGGER.info("%s on %s: seeds %s, %s, features %s", job.model, job.dataset,
                     ", ".join(map(str, job.seeds)), job.device, job.feature_file)
         for number, seed in enumerate(job.seeds, start=1):
             LOGGER.info("seed %d (%d of %d)", seed, number, len(job.seeds))
             try:
-                record = train_and_test(job, features, splits, seed, number, show)
+                record = train_and_test(job, features, splits, seed, number, bars())
                 paths.append(write_record(job.res_save_dir, record))
             except KeyboardInterrupt:
                 raise RunInterrupted(_finished("interrupted", job, paths)) from None
@@ -153,20 +159,42 @@ def run(job: Job) -> Outcome:
                 text = f"{job.model} on {job.dataset}, seed {seed}: {error}"
                 raise RunError(f"{text}\n{_finished('', job, paths)}" if paths else text) from error
             records.append(record)
-            LOGGER.info("seed %d: %s", seed, _line(record["test"]))
-    summary = summarise(records)
-    return Outcome(job, records, paths, append_summary(job.res_save_dir, job.model, job.dataset, summary), summary)
+            LOGGER.info("seed %d done in %.0f s", seed, record["wall_seconds"])
+        summary = summarise(records)
+        table = append_summary(job.res_save_dir, job.model, job.dataset, summary)
+    return Outcome(job, records, paths, table, summary)
+
+
+def check_labels(dataset: str, splits: Mapping[str, Any], path: Path) -> None:
+    """Refuse a split whose labels are all zero where MMSA's metrics leave zeros out: they fail on nothing."""
+    for name, split in splits.items():
+        if "Non0_acc_2" in metric_rules(dataset) and not bool((split.labels["M"] != 0).any()):
+            raise InputError(f"{path}: split {name!r} has only neutral labels (0), so Non0_acc_2 has no sample; "
+                             "expected at least one label that is not 0")
+
+
+def check_folders(job: Job) -> None:
+    """Make the three folders of results, and refuse one that cannot be written, before anything is trained."""
+    for option in ("model_save_dir", "res_save_dir", "log_dir"):
+        folder = getattr(job, option)
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+            with tempfile.TemporaryFile(dir=folder):
+                pass
+        except OSError as error:
+            raise InputError(f"--{option.replace('_', '-')} {folder} is no folder that can be written "
+                             f"({error.strerror or error}): choose another") from error
 
 
 @contextmanager
 def session(job: Job) -> Iterator[Any]:
-    """MMSA extended, quiet and logged to the right places; yields what draws the bars of the epochs."""
+    """MMSA extended, quiet and logged to the right places; yields what makes the bars of one training's epochs."""
     import MMSA.run  # noqa: F401  (quiet_mmsa looks for its modules)
 
     console = stderr_console()
     log_file = job.log_dir / f"{job.model}-{job.dataset}.log"
     with active(), logging_to(console, log_file, job.verbose), quiet_mmsa():
-        yield epoch_bars(console, enabled=job.verbose > 0)
+        yield functools.partial(epoch_bars, console, enabled=job.verbose > 0)
 
 
 def train_and_test(
@@ -192,8 +220,9 @@ def train_and_test(
     started, clock = datetime.datetime.now(datetime.timezone.utc), time.perf_counter()
     identity = uuid.uuid4().hex[:8]
     job.model_save_dir.mkdir(parents=True, exist_ok=True)
-    final = job.model_save_dir / f"{job.model}-{job.dataset}-{seed}.pth"
-    checkpoint = final.with_name(f".{final.stem}-{identity}.pth")  # nobody else's: a stale file cannot be tested
+    # The record's own: a stale file cannot be tested, and no later run replaces what a record points at.
+    final = job.model_save_dir / f"{job.model}-{job.dataset}-{seed}-{identity}.pth"
+    checkpoint = final.with_name(f".{final.name}")
     setup_seed(seed)
     args = EasyDict(copy.deepcopy(dict(settings or job.resolved.settings)))
     args.update({
@@ -235,12 +264,13 @@ def train_and_test(
         "model_source": job.resolved.model.source,
         "dataset": job.dataset,
         "seed": seed,
-        "settings": {key: value for key, value in args.items() if key not in _BOOKKEEPING},
+        "settings": {key: value for key, value in _complete(job, args).items() if key not in _BOOKKEEPING},
         "overrides": job.resolved.overrides,
         "features": _describe(features, splits),
         "versions": machine.versions(),
         "device": machine.describe_device(job.device),
-        "git_commit": machine.git_commit(),
+        "git_commit": machine.git_commit(Path(__file__).parent),
+        "working_directory_commit": machine.git_commit(Path.cwd()),
         "parameters": count_parameters(model),
         "epochs": getattr(trainer, "history", None) or watch.epochs,
         "selection": _selection(trainer, watch, args),
@@ -250,6 +280,13 @@ def train_and_test(
         "peak_memory_mib": machine.peak_memory(job.device),
         "wall_seconds": round(time.perf_counter() - clock, 3),
     })
+
+
+def _complete(job: Job, args: Mapping[str, Any]) -> dict[str, Any]:
+    """The settings with the defaults that a plugin fills in itself, so that a record does not depend on them."""
+    plugin = job.resolved.model.plugin
+    checked = plugin.check(args) if plugin is not None and plugin.check is not None else None
+    return {**args, **(dataclasses.asdict(checked) if dataclasses.is_dataclass(checked) else {})}
 
 
 def _build(mmsa_run: Any, args: Any, job: Job) -> tuple[Any, Any]:
@@ -294,7 +331,3 @@ def _finished(what: str, job: Job, paths: Sequence[Path]) -> str:
     folder = job.res_save_dir / "runs"
     done = f"{len(paths)} of {len(job.seeds)} seeds finished"
     return (f"{what}; " if what else "") + (f"{done}, their results are in {folder}" if paths else f"{done}")
-
-
-def _line(metrics: Mapping[str, float | None]) -> str:
-    return "  ".join(f"{name} {'none' if value is None else f'{value:.4f}'}" for name, value in metrics.items())

@@ -20,7 +20,7 @@ from .config import choose
 from .datasets import load_features, make_splits
 from .files import append_row
 from .metrics import metric_rules
-from .runner import LOGGER, Job, RunInterrupted, plain, session, train_and_test
+from .runner import LOGGER, Job, RunInterrupted, check_folders, check_labels, plain, session, train_and_test
 
 _MAX_REPEATS = 200  # draws in a row that were all tried before: the space counts as used up
 
@@ -50,10 +50,12 @@ def tune(job: Job, times: int) -> Search:
     tried = _tried(path, header, list(space))
     metric = job.resolved.settings.get("KeyEval", "Loss")
     features = load_features(job.feature_file, job.files)
-    make_splits({**job.resolved.settings, **_draw(space, random.Random(seed))}, features)
+    check_labels(job.dataset, make_splits({**job.resolved.settings, **_draw(space, random.Random(seed))}, features),
+                 features.path)
+    check_folders(job)
     # Seeded, so that a search can be repeated; what was tried is skipped, so that a second call goes on from there.
     generator, trials = random.Random(seed), []
-    with session(job) as show:
+    with session(job) as bars:
         for number in range(1, times + 1):
             drawn = _new(space, generator, tried)
             if drawn is None:
@@ -63,7 +65,7 @@ def tune(job: Job, times: int) -> Search:
             settings = {**job.resolved.settings, **drawn}
             try:
                 splits = make_splits(settings, features)
-                record = train_and_test(job, features, splits, seed, number, show, settings=settings,
+                record = train_and_test(job, features, splits, seed, number, bars(), settings=settings,
                                         test_split="valid")
                 scores = record["valid"]
             except KeyboardInterrupt:

@@ -1,4 +1,4 @@
-"""Differentiable PyTorch operators of DecAlign: pure functions of tensors, on any device, torch alone.
+"""Differentiable PyTorch operators of DecAlign: pure functions of tensors, on CPU or CUDA, torch alone.
 
 Name for name the twins of `mmsa_decalign.reference`, which computes the same with NumPy, slowly and readably.
 """

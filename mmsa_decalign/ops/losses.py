@@ -119,12 +119,13 @@ def homo_loss(features: Sequence[Tensor], *, bandwidth: float | str | Sequence[f
         bandwidth: as in `mmd`.
 
     Raises:
-        ValueError: when fewer than two modalities are given.
+        ValueError: when fewer than two modalities are given or their shapes differ.
 
     Source: DecAlign (arXiv 2503.11892), section 3.3.
     """
-    if len(features) < 2:
-        raise ValueError(f"{len(features)} feature tensors, expected at least 2: one alone has nothing to agree with")
+    shapes = {tuple(z.shape) for z in features}
+    if len(features) < 2 or len(shapes) != 1:
+        raise ValueError(f"{len(features)} feature tensors of shapes {sorted(shapes)}, expected at least 2, all (N, p)")
     moments = [batch_moments(z) for z in features]
     pairs = list(combinations(range(len(features)), 2))
     semantic = torch.stack([moment_distance(moments[i], moments[j]) for i, j in pairs]).mean()

@@ -2,8 +2,8 @@
 
 With g_m = f_m / reg the dual in units of reg is  D(g) = sum_m <g_m, nu_m> - sum exp(sum_m g_m - C / reg).
 It is concave. A Sinkhorn sweep maximises it exactly in one g_m after the other, from anywhere, but slowly when C / reg
-is large; a Newton step converges quadratically near the optimum but may fail far from it. Each round does both, and a
-Newton step that does not improve matters is dropped, so D never falls. Large C / reg is approached from larger reg.
+is large; a Newton step converges quadratically near the optimum but may fail far from it. Each round does both; a
+Newton step that neither raises D nor lowers the error is dropped. Large C / reg is approached from larger reg.
 
 May change: everything, as long as `solve_dual` stays without side effects and its error is measured on the plan that
 it returns. No gradients here: transport.py attaches them by the envelope theorem.
@@ -45,7 +45,7 @@ def solve_dual(cost: Tensor, marginals: Sequence[Tensor], reg: float, tol: float
     nus = [nu[index] for nu, index in zip(full, keep, strict=True)]
 
     potentials = [torch.zeros_like(nu) for nu in nus]
-    n_iter, error, log_plan = 0, float("inf"), c
+    n_iter = 0
     for stage_reg, stage_tol in _stages(c, reg, tol):
         g = [f / stage_reg for f in potentials]
         while n_iter < max_iter:
@@ -58,6 +58,9 @@ def solve_dual(cost: Tensor, marginals: Sequence[Tensor], reg: float, tol: float
             if error <= stage_tol:
                 break
         potentials = [x * stage_reg for x in g]
+    # Of the problem asked for, also when the rounds ran out in an earlier stage.
+    log_plan = _add(-c / reg, [f / reg for f in potentials])
+    error = _error(log_plan.exp(), nus)
 
     # Constants can move between the potentials: settle them so that <f_m, nu_m> is the same for every m.
     shares = torch.stack([f @ nu for f, nu in zip(potentials, nus, strict=True)])
@@ -87,16 +90,16 @@ def _stages(c: Tensor, reg: float, tol: float) -> list[tuple[float, float]]:
     return stages
 
 
-def _log_plan(g: Sequence[Tensor], scaled_cost: Tensor) -> Tensor:
-    out = -scaled_cost
-    for axis, x in enumerate(g):
-        out = out + x.reshape([-1 if a == axis else 1 for a in range(len(g))])
-    return out
+def _add(tensor: Tensor, vectors: Sequence[Tensor]) -> Tensor:
+    """tensor[k_1..k_M] + sum_m vectors[m][k_m]."""
+    for axis, x in enumerate(vectors):
+        tensor = tensor + x.reshape([-1 if a == axis else 1 for a in range(tensor.dim())])
+    return tensor
 
 
 def _sweep(g: Sequence[Tensor], scaled_cost: Tensor, nus: Sequence[Tensor]) -> tuple[list[Tensor], Tensor]:
     """Give each potential in turn the value that makes its own marginal exact."""
-    g, log_plan = list(g), _log_plan(g, scaled_cost)
+    g, log_plan = list(g), _add(-scaled_cost, g)
     for axis, nu in enumerate(nus):
         others = [a for a in range(len(nus)) if a != axis]
         shift = nu.log() - torch.logsumexp(log_plan, dim=others)
@@ -128,9 +131,9 @@ def _newton_step(
     dual = float(sum((x @ nu for x, nu in zip(g, nus, strict=True)), -plan.sum()))
     length = 1.0
     for _ in range(HALVINGS):
-        trial = [x + length * s for x, s in zip(g, step.split(sizes), strict=True)]
         change = [length * s for s in step.split(sizes)]
-        trial_log_plan = _log_plan(change, -log_plan)
+        trial = [x + s for x, s in zip(g, change, strict=True)]
+        trial_log_plan = _add(log_plan, change)
         trial_plan = trial_log_plan.exp()
         trial_error = _error(trial_plan, nus)
         trial_dual = float(sum((x @ nu for x, nu in zip(trial, nus, strict=True)), -trial_plan.sum()))
@@ -142,14 +145,13 @@ def _newton_step(
 
 def _solve(system: Tensor, right: Tensor) -> Tensor:
     """Solve with the smallest ridge that works: the constants that can move between potentials make it singular."""
-    ridge = 1e-12
-    while True:
+    for ridge in (1e-12, 1e-10, 1e-8, 1e-6, 1e-4, 1e-2, 1.0):
         damped = system.clone()
         damped.diagonal().add_(ridge)
         factor, info = torch.linalg.cholesky_ex(damped)
         if not int(info):
             return torch.cholesky_solve(right.unsqueeze(1), factor).squeeze(1)
-        ridge *= 100  # at 1 the matrix is diagonally dominant enough: the loop ends
+    return torch.zeros_like(right)  # numbers beyond float64: no step
 
 
 def _negative_hessian(plan: Tensor, margins: Sequence[Tensor]) -> Tensor:

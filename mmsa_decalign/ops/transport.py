@@ -7,6 +7,7 @@ May change: how a solver gets there, as long as the result record stays truthful
 
 from __future__ import annotations
 
+import math
 import warnings
 from collections.abc import Sequence
 from itertools import combinations
@@ -27,9 +28,10 @@ class TransportResult(NamedTuple):
 
     value: Tensor  # scalar: <P, C> + reg * sum P (log P - 1); differentiable in cost and marginals
     plan: Tensor  # (K_1, ..., K_M), >= 0
-    potentials: tuple[Tensor, ...]  # dual variables f_m (K_m,), in units of the cost, <f_m, nu_m> equal for all m;
-    # -inf where the marginal is 0
-    marginal_error: float  # largest L1 distance between a marginal of the plan and the one asked for
+    potentials: tuple[Tensor, ...]  # dual variables f_m (K_m,), in units of the cost, -inf where the marginal is 0; the
+    # stable solver settles their free constants so that <f_m, nu_m> is the same for all m
+    marginal_error: float  # largest L1 distance between a marginal of the plan and the one asked for, in float64 before
+    # the plan is rounded to the input's type
     n_iter: int
     converged: bool  # marginal_error <= tol
 
@@ -91,6 +93,9 @@ def joint_cost(
 
     Returns:
         (K_1, ..., K_M).
+
+    Raises:
+        ValueError: for fewer than two mixtures, or two that `gaussian_cost` cannot compare.
     """
     if len(mixtures) < 2:
         raise ValueError(f"{len(mixtures)} mixtures, expected at least 2: one alone has nothing to be aligned with")
@@ -139,8 +144,10 @@ def multimarginal_sinkhorn(
     >>> r.plan.tolist()
     [[0.25, 0.25], [0.25, 0.25]]
     """
-    if not reg > 0:
-        raise ValueError(f"reg={reg}, expected a positive entropic weight in units of the cost")
+    if not (reg > 0 and math.isfinite(reg)):
+        raise ValueError(f"reg={reg}, expected a positive, finite entropic weight in units of the cost")
+    if not tol > 0 or (max_iter is not None and max_iter < 1):
+        raise ValueError(f"tol={tol}, max_iter={max_iter}: expected a number above 0, and None or at least 1 round")
     if solver not in ("log", "release"):
         raise ValueError(f"solver={solver!r}, expected 'log' or 'release'")
     marginals = _checked_marginals(cost, marginals)

@@ -142,3 +142,22 @@ def test_the_catalogue_says_where_things_come_from() -> None:
     assert known.models["decalign"].source.startswith("mmsa-decalign ")
     assert known.dataset_sources["synthetic"].startswith("mmsa-decalign ")
     assert known.models["mtfn"].datasets(known.datasets) == ["sims"]
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        ('{"datasetCommonParams": 5, "decalign": {}}', "datasetCommonParams is 5: expected a JSON object"),
+        ('{"datasetCommonParams": {}, "decalign": 5}', "section 'decalign' is 5"),
+        ('{"decalign": {"datasetParams": 3}}', "datasetParams of 'decalign' is 3"),
+        ('{"datasetCommonParams": {"mosi": {}}, "decalign": {"datasetParams": {}}}', "neither 'aligned' nor"),
+        (b"\xff\xfe", "cannot be read as JSON text"),
+    ],
+)
+def test_a_malformed_file_is_named(tmp_path: Path, content: str | bytes, message: str) -> None:
+    file = tmp_path / "c.json"
+    file.write_bytes(content if isinstance(content, bytes) else content.encode())
+    with pytest.raises(InputError) as caught:
+        resolve("decalign", "mosi", config=file)
+    assert message in str(caught.value)
+    assert str(file) in str(caught.value)

@@ -48,17 +48,20 @@ def test_versions_and_device() -> None:
     assert memory["process"] is None or 20 < memory["process"] < 100_000  # MiB
 
 
-def test_git_commit_of_the_working_directory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.chdir(tmp_path)
+def test_git_commit_of_a_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("GIT_CEILING_DIRECTORIES", str(tmp_path.parent))
-    assert git_commit() is None
+    assert git_commit(tmp_path) is None
+    (tmp_path / "code").touch()
     identity = ["-c", "user.name=a", "-c", "user.email=a@b"]
-    for command in (["init", "-q"], [*identity, "commit", "-q", "--allow-empty", "-m", "x"]):
-        subprocess.run(["git", *command], check=True)
-    commit = git_commit()
+    for command in (["init", "-q"], ["add", "code"], [*identity, "commit", "-q", "-m", "x"]):
+        subprocess.run(["git", "-C", str(tmp_path), *command], check=True)
+    commit = git_commit(tmp_path)
     assert commit is not None
     assert len(commit) == 40
+    environment = tmp_path / "venv"  # code installed in an environment that lies in somebody's repository
+    environment.mkdir()
+    assert git_commit(environment) is None
     (tmp_path / "new").touch()
-    assert git_commit() == commit + "-dirty"
+    assert git_commit(tmp_path) == commit + "-dirty"
     monkeypatch.setenv("PATH", "")
-    assert git_commit() is None
+    assert git_commit(tmp_path) is None

@@ -7,6 +7,7 @@ import csv
 import hashlib
 import json
 import logging
+import pickle
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +15,7 @@ import numpy as np
 import pytest
 import torch
 
+from mmsa_decalign import Settings
 from mmsa_decalign.errors import InputError, RunError
 from mmsa_decalign.harness import runner, watch
 from mmsa_decalign.harness.records import plain, summarise
@@ -51,7 +53,7 @@ def test_the_seven_baselines_train_and_test_on_a_cpu(model: str, tiny: Path, fol
     assert record["selection"] == {"epoch": 1 + losses.index(min(losses)), "metric": "Loss", "mode": "min",
                                    "split": "valid", "value": min(losses)}
     assert 0 < record["test"]["MAE"] < 5
-    assert Path(record["checkpoint"]).name == f"{model}-synthetic-7.pth"
+    assert Path(record["checkpoint"]).name == f"{model}-synthetic-7-{record['id']}.pth"
     assert record["parameters"] > 0
 
 
@@ -146,8 +148,9 @@ def test_ctrl_c_leaves_the_finished_seeds(tiny: Path, folders: dict[str, Path], 
     seeds = sorted(json.loads(path.read_text())["seed"] for path in runs.iterdir())
     assert seeds == [7, 8]
     assert not (folders["res_save_dir"] / "normal").exists()
-    assert sorted(path.name for path in folders["model_save_dir"].iterdir()) == [
-        "toy-synthetic-7.pth", "toy-synthetic-8.pth"]
+    written = {json.loads(path.read_text())["checkpoint"] for path in runs.iterdir()}
+    assert {str(path) for path in folders["model_save_dir"].iterdir()} == written
+    assert len(written) == 2
 
 
 def test_what_a_record_holds(tiny: Path, folders: dict[str, Path], toy: str) -> None:
@@ -169,7 +172,8 @@ def test_what_a_record_holds(tiny: Path, folders: dict[str, Path], toy: str) -> 
     assert record["overrides"] == {"epochs": 2}
     assert record["settings"]["feature_dims"] == record["features"]["feature_dims"]
     assert record["versions"]["torch"] == torch.__version__
-    assert set(record["versions"]) == {"python", "torch", "numpy", "MMSA", "transformers", "mmsa_decalign"}
+    assert set(record["versions"]) == {"python", "torch", "numpy", "scipy", "pandas", "scikit_learn", "MMSA",
+                                       "transformers", "mmsa_decalign"}
     assert record["device"]["type"] == "cpu"
     assert "zeros" not in record["metric_rules"]["MAE"]
     assert "left out" in record["metric_rules"]["Non0_acc_2"]
@@ -267,3 +271,45 @@ def test_baselines_reach_their_known_level_on_real_features(
     outcome = do(model, real_fold(0), folders, dataset="mosi", seeds=[1111])
     assert outcome.summary["Non0_acc_2"]["mean"] > 0.65
     assert outcome.summary["MAE"]["mean"] < 1.2
+
+
+def test_a_record_of_decalign_holds_every_setting(tiny: Path, folders: dict[str, Path]) -> None:
+    record = do("decalign", tiny, folders, seeds=[7], overrides={"num_epochs": 1}).records[0]
+    assert set(Settings.names()) <= set(record["settings"]) | {"train_mode"}
+
+
+def test_a_second_run_keeps_the_first_ones_checkpoint(tiny: Path, folders: dict[str, Path], toy: str) -> None:
+    first, second = (do("toy", tiny, folders, seeds=[7]).records[0]["checkpoint"] for _ in range(2))
+    assert first != second
+    assert Path(first).is_file()
+    assert Path(second).is_file()
+
+
+@pytest.mark.parametrize("option", ["model_save_dir", "res_save_dir", "log_dir"])
+def test_a_folder_that_cannot_be_written_is_refused_before_training(
+    option: str, tiny: Path, folders: dict[str, Path], tmp_path: Path, toy: str
+) -> None:
+    (tmp_path / "file").touch()
+    with pytest.raises(InputError, match=f"--{option.replace('_', '-')} .* is no folder that can be written"):
+        do("toy", tiny, {**folders, option: tmp_path / "file" / "deeper"}, seeds=[7])
+    assert not list(tmp_path.rglob("*.pth"))
+
+
+def test_neutral_labels_alone_are_refused_before_training(tiny: Path, folders: dict[str, Path], toy: str) -> None:
+    data = pickle.loads(tiny.read_bytes())
+    data["test"]["regression_labels"] = data["test"]["regression_labels"] * 0
+    neutral = folders["log_dir"].with_name("neutral.pkl")
+    neutral.write_bytes(pickle.dumps(data))
+    with pytest.raises(InputError, match="split 'test' has only neutral labels"):
+        do("toy", neutral, folders, seeds=[7])
+    assert not folders["model_save_dir"].exists()
+
+
+def test_a_table_with_other_columns_loses_nothing(tiny: Path, folders: dict[str, Path], toy: str) -> None:
+    table = folders["res_save_dir"] / "normal" / "synthetic.csv"
+    table.parent.mkdir(parents=True)
+    table.write_text("Model,Other\nx,1\n")
+    outcome = do("toy", tiny, folders, seeds=[7])
+    assert outcome.csv is None
+    assert outcome.record_paths[0].is_file()
+    assert table.read_text() == "Model,Other\nx,1\n"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import warnings
 
 import numpy as np
 import ot
@@ -157,10 +158,32 @@ def test_an_unfinished_solution_says_so():
     assert bool(torch.isfinite(result.value))
 
 
+@pytest.mark.parametrize("max_iter", [1, 2, 3])
+def test_rounds_that_end_in_an_earlier_stage_are_measured_on_the_problem_asked_for(max_iter):
+    cost = torch.tensor([[0.0, 1000.0], [1000.0, 0.0]], dtype=torch.float64)
+    nu = torch.tensor([0.4, 0.6], dtype=torch.float64)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", RuntimeWarning)
+        result = ops.multimarginal_sinkhorn(cost, [nu, nu.flip(0)], reg=1.0, max_iter=max_iter)
+    error = max(float((result.plan.sum(dim=1 - a) - m).abs().sum()) for a, m in enumerate((nu, nu.flip(0))))
+    assert result.marginal_error == pytest.approx(error, rel=1e-6)
+    assert result.converged == (error <= 1e-9)
+
+
+def test_costs_at_the_edge_of_float64_end():
+    cost = torch.tensor([[-1.7e308, 1.7e308], [0.0, 0.0]], dtype=torch.float64)
+    nu = torch.tensor([0.5, 0.5], dtype=torch.float64)
+    with pytest.warns(RuntimeWarning, match="stopped"):
+        assert not ops.multimarginal_sinkhorn(cost, [nu, nu], reg=1.0, max_iter=50).converged
+
+
 @pytest.mark.parametrize(
     ("change", "message"),
     [
         ({"reg": 0.0}, "reg=0.0"),
+        ({"reg": float("inf")}, "finite"),
+        ({"max_iter": 0}, "at least 1"),
+        ({"tol": float("nan")}, "above 0"),
         ({"solver": "fast"}, "expected 'log' or 'release'"),
         ({"marginals": [torch.tensor([0.5, 0.5])]}, "one vector"),
         ({"marginals": [torch.tensor([0.5, 0.6]), torch.tensor([0.5, 0.5])]}, "sum 1"),
