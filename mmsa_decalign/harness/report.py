@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import json
 import shlex
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from rich.console import Console
+from rich.measure import Measurement
 from rich.table import Table
 
 from .config import STANDS_FOR, Catalogue, Model
@@ -32,23 +33,24 @@ def run_document(outcome: Any) -> dict[str, Any]:
 
 def print_outcome(outcome: Any, console: Console) -> None:
     """The metrics of the data set, mean and spread over the seeds, with the protocol under the table."""
-    job, records = outcome.job, outcome.records
-    table = Table(title=f"{job.model} on {job.dataset}, test split", title_justify="left")
-    table.add_column("metric", no_wrap=True)
-    table.add_column("mean", justify="right", no_wrap=True)
-    if len(records) > 1:
-        table.add_column("std", justify="right", no_wrap=True)
-    # A column a seed where they fit beside the names of the metrics; the JSON records have them all.
-    shown = records if 38 + sum(10 + len(str(record["seed"])) - 4 for record in records) <= console.width else []
-    for record in shown:
-        table.add_column(f"seed\n{record['seed']}", justify="right", no_wrap=True)
-    for name, item in outcome.summary.items():
-        cells = [_number(item["mean"])]
-        if len(records) > 1:
-            cells.append(_number(item["std"]))
-        table.add_row(name, *cells, *(_number(record["test"][name]) for record in shown))
+    table = _results(outcome, outcome.records)
+    if Measurement.get(console, console.options.update(width=10_000), table).maximum > console.width:
+        table = _results(outcome, [])  # a seed's figures are in its record; names and digits must be whole
     console.print(table)
     console.print(_caption(outcome), markup=False, highlight=False, soft_wrap=not console.is_terminal)
+
+
+def _results(outcome: Any, shown: Sequence[Mapping[str, Any]]) -> Table:
+    """Mean and spread of every metric, and a column for each record in ``shown``."""
+    job, several = outcome.job, len(outcome.records) > 1
+    table = Table(title=f"{job.model} on {job.dataset}, test split", title_justify="left")
+    table.add_column("metric", no_wrap=True)
+    for name in ["mean", *(["std"] if several else []), *(f"seed\n{record['seed']}" for record in shown)]:
+        table.add_column(name, justify="right", no_wrap=True)
+    for name, item in outcome.summary.items():
+        figures = [item["mean"], *([item["std"]] if several else []), *(record["test"][name] for record in shown)]
+        table.add_row(name, *map(_number, figures))
+    return table
 
 
 def _caption(outcome: Any) -> str:

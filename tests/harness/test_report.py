@@ -95,3 +95,18 @@ def test_the_list_shows_broken_plugins_too(install: Any) -> None:
     models = {model["name"]: model for model in catalogue_document(catalogue())["models"]}
     assert models["gone"]["error"].startswith("ModuleNotFoundError")
     assert models["toy"]["datasets"] == ["mosi", "sims", "synthetic"]
+
+
+@pytest.mark.parametrize(("width", "columns"), [(90, 5), (60, 0)])
+def test_names_and_digits_are_whole_on_a_narrow_terminal(
+    width: int, columns: int, tiny: Path, folders: dict[str, Path], toy: str
+) -> None:
+    job = prepare("toy", "synthetic", seeds=[1111, 1112, 1113, 1114, 1115], feature_file=tiny, device="cpu", verbose=0,
+                  overrides={"epochs": 1}, **folders)  # fmt: skip
+    outcome = run(job)
+    stream = io.StringIO()
+    print_outcome(outcome, Console(file=stream, width=width))
+    (row,) = [line for line in stream.getvalue().splitlines() if line.startswith("│ Non0_F1_score ")]
+    mean = f"{outcome.summary['Non0_F1_score']['mean']:.4f}"
+    assert mean in row
+    assert row.count("0.") == 2 + columns
