@@ -26,6 +26,8 @@ from mmsa_decalign.harness import runner
 KEYS = ("text", "audio", "vision")
 ROWS: tuple[tuple[str, str, str | None, dict[str, Any]], ...] = (  # label, model, shipped configuration, change
     ("chosen", "decalign", "utterance", {}),
+    ("no activation, linear head", "decalign", "utterance", {"projection_activation": "none", "head_width": None}),
+    ("linear head", "decalign", "utterance", {"head_width": None}),
     ("task_loss=l1", "decalign", "utterance", {"task_loss": "l1"}),
     ("text_dropout=0", "decalign", "utterance", {"text_dropout": 0.0}),
     ("weight_decay=0.005", "decalign", "utterance", {"weight_decay": 0.005}),
@@ -33,7 +35,7 @@ ROWS: tuple[tuple[str, str, str | None, dict[str, Any]], ...] = (  # label, mode
     ("without alignment", "decalign", "utterance",
      {"alpha": 0.0, "beta": 0.0, "dec_loss_weight": 0.0, "ct_weight": 0.0}),
     ("without cross-modal attention", "decalign", "utterance", {"use_cross_modal_attention": False}),
-    ("text and audio alone", "decalign", "utterance", {"modalities": ["text", "audio"]}),
+    ("text alone", "decalign", "utterance", {"modalities": ["text"]}),
     ("MOSI settings", "decalign", None, {}),
     ("lf_dnn", "lf_dnn", None, {}),
     ("lmf", "lmf", None, {}),

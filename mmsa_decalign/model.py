@@ -21,6 +21,8 @@ from .ops import HeteroLoss, HomoLoss, decoupling_loss, hetero_loss, homo_loss
 from .settings import MODALITIES, Settings
 from .standardise import Standardiser
 
+_ACTIVATIONS = {"none": lambda x: x, "relu": torch.relu, "tanh": torch.tanh}  # each takes 0 to 0: padding stays zero
+
 
 class AlignmentTerms(NamedTuple):
     """The alignment losses of one training batch; None where a term does not exist (fewer than two modalities)."""
@@ -75,7 +77,11 @@ class DecAlign(nn.Module):
             lambda m: nn.Sequential(nn.Linear(d, d), nn.ReLU(), nn.Dropout(s.output_dropout), nn.Linear(d, p))
         )
         self.output_dropout = nn.Dropout(s.output_dropout)
-        self.head = nn.Linear(2 * len(s.modalities) * d, s.outputs)
+        width = 2 * len(s.modalities) * d
+        if s.head_width is None:
+            self.head = nn.Linear(width, s.outputs)
+        else:
+            self.head = nn.Sequential(nn.Linear(width, s.head_width), nn.ReLU(), nn.Linear(s.head_width, s.outputs))
 
     def forward(
         self,
@@ -143,7 +149,7 @@ class DecAlign(nn.Module):
             return features, mask
         kernel = self.kernels[m]
         features = F.pad(features, (0, 0, 0, max(kernel - features.shape[1], 0)))  # a sequence shorter than the kernel
-        features = self.project[m](features.mT).mT
+        features = _ACTIVATIONS[self.settings.projection_activation](self.project[m](features.mT).mT)
         if mask is None:
             return features, None
         mask = shorten(mask, kernel)

@@ -46,6 +46,7 @@ class Settings:
     num_heads: int = 8  # of attention; divides d_model
     nlevels: int = 5  # transformer layers
     conv_kernel_sizes: tuple[int, int, int] = (1, 1, 1)  # steps that the convolution of each modality looks at
+    projection_activation: str = "none"  # after the convolution: "none" as published, "relu" or "tanh"
     skip_equal_projection: bool = False  # the release has no projection where the raw width is d_model already
     use_cross_modal_attention: bool = True  # False: each modality attends to itself
     attn_mask: bool = True  # causal mask of the self-attention that takes over without cross-modal attention
@@ -74,6 +75,7 @@ class Settings:
     # Decoupling
     decoupling_power: int = 2  # 2: squared cosine; 1: the paper's signed cosine
     # Head and objective
+    head_width: int | None = None  # None: one linear layer, as published; else a hidden layer of that width before it
     train_mode: str = "regression"  # or "classification"
     num_classes: int = 3  # read only when train_mode is "classification"
     class_weights: str | tuple[float, ...] | None = None  # None, "balanced", or one weight a class
@@ -170,6 +172,7 @@ def _fits(value: Any, hint: Any) -> bool:
 
 _CHOICES = {
     "gmm_covariance": ("diag", "full"),
+    "projection_activation": ("none", "relu", "tanh"),
     "cost_reduction": ("mean", "sum"),
     "ot_solver": ("log", "release"),
     "decoupling_power": (1, 2),
@@ -219,7 +222,7 @@ def _check_values(s: Settings) -> None:
     widths = s.mmd_bandwidth if isinstance(s.mmd_bandwidth, tuple) else (s.mmd_bandwidth,)
     if not widths or any(w != "median" if isinstance(w, str) else w <= 0 for w in widths):
         raise InputError(f"mmd_bandwidth={s.mmd_bandwidth!r}: expected a positive number, several, or 'median'")
-    for name in ("clip", "bert_learning_rate", "ot_max_iter"):
+    for name in ("clip", "bert_learning_rate", "ot_max_iter", "head_width"):
         if getattr(s, name) is not None and not getattr(s, name) > 0:
             raise InputError(f"setting {name}={getattr(s, name)}: expected null or a number above 0")
     if not 0 < s.factor < 1:

@@ -130,6 +130,22 @@ def test_evaluation_computes_no_alignment(monkeypatch):
     assert "terms" not in out
 
 
+@pytest.mark.parametrize("activation", ["relu", "tanh"])
+def test_activation_of_the_projection_and_hidden_layer_of_the_head(activation):
+    """Where they act: the encoded features are in the activation's range, and the head is linear, ReLU, linear."""
+    model = build(projection_activation=activation, head_width=7, conv_kernel_sizes=(3, 1, 2)).train()
+    x, _ = model._encode(dict(zip(("text", "audio", "vision"), batch(), strict=True)), {})
+    plain = build(conv_kernel_sizes=(3, 1, 2))
+    plain.load_state_dict({k: v for k, v in model.state_dict().items() if not k.startswith("head")}, strict=False)
+    linear, _ = plain._encode(dict(zip(("text", "audio", "vision"), batch(), strict=True)), {})
+    for m in x:
+        assert_same(x[m], getattr(torch, activation)(linear[m]), 1e-12)
+    out = model.eval()(*batch())
+    hidden = torch.relu(out["Feature_f"] @ model.head[0].weight.T + model.head[0].bias)
+    assert_same(out["M"], hidden @ model.head[2].weight.T + model.head[2].bias, 1e-12)
+    assert hidden.shape == (6, 7)
+
+
 def test_classification_head():
     assert build(train_mode="classification", num_classes=6)(*batch())["M"].shape == (6, 6)
 
