@@ -50,8 +50,10 @@ def test_decalign_gets_near_the_ideal_on_synthetic_data(tmp_path, folders):
 
 @pytest.mark.real_data
 @pytest.mark.parametrize("fold", [0, 1])
-def test_the_shipped_mosi_settings_beat_the_release(real_fold, folders, fold):
-    """Mean of three seeds. Accuracy has 134 to 175 test samples behind it: a point is left for another processor."""
+def test_the_shipped_mosi_settings_hold_the_level_of_the_release(real_fold, folders, fold):
+    """Mean of three seeds: below its error, and no more than a point (one or two test samples) below its accuracy, on
+    whatever processor this runs; benchmarks/results has the measured figures.
+    """
     result = train(real_fold(fold), folders, seeds=[1111, 1112, 1113]).summary
     accuracy, error = RELEASE[fold]
     assert result["MAE"]["mean"] < error - 0.03
