@@ -74,7 +74,9 @@ class DecAlignTrainer:
             selected = score < best
             if selected:
                 best, self.best_epoch = score, epoch
-                torch.save(model.state_dict(), self.args["model_save_path"])
+                # On the CPU, so that MMSA's own functions load it on a machine without the GPU that trained it.
+                state = {name: value.cpu() for name, value in model.state_dict().items()}
+                torch.save(state, self.args["model_save_path"])
             self.history.append(
                 {"epoch": epoch, "train": train, "valid": valid, "learning_rate": rate, "selected": selected,
                  "seconds": round(time.perf_counter() - began, 3)}

@@ -168,7 +168,7 @@ def test_a_failed_run_is_exit_code_1_and_debug_shows_where(
 def test_ctrl_c_keeps_finished_seeds(features: Path, tmp_path: Path) -> None:
     runs = tmp_path / "res" / "runs"
     command = [sys.executable, "-m", "mmsa_decalign", "-m", "lmf", "-d", "synthetic", "--feature-file", str(features),
-               "-s", ",".join(map(str, range(500))), "--set", "max_epochs=2", "--res-save-dir", str(tmp_path / "res"),
+               "-s", ",".join(map(str, range(500))), "--set", "max_epochs=20", "--res-save-dir", str(tmp_path / "res"),
                "--model-save-dir", str(tmp_path / "models"), "--log-dir", str(tmp_path / "logs"), "--device", "cpu"]
     with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
         deadline = time.monotonic() + 120

@@ -10,13 +10,12 @@ from __future__ import annotations
 import copy
 import dataclasses
 import datetime
-import functools
 import logging
 import os
 import tempfile
 import time
 import uuid
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -27,6 +26,7 @@ from ..errors import InputError, RunError, nearest
 from . import machine
 from .config import Resolved, resolve
 from .datasets import check_encoder, load_features, locate, make_loaders, make_splits
+from .interrupts import remembered
 from .metrics import metric_rules
 from .progress import epoch_bars, logging_to, quiet_mmsa, stderr_console
 from .records import SCHEMA_VERSION, Summary, append_summary, plain, summarise, write_record
@@ -148,18 +148,19 @@ def run(job: Job) -> Outcome:
     with session(job) as bars:
         LOGGER.info("%s on %s: seeds %s, %s, features %s", job.model, job.dataset,
                     ", ".join(map(str, job.seeds)), job.device, job.feature_file)
-        for number, seed in enumerate(job.seeds, start=1):
-            LOGGER.info("seed %d (%d of %d)", seed, number, len(job.seeds))
-            try:
+        seed = job.seeds[0]
+        try:
+            for number, seed in enumerate(job.seeds, start=1):
+                LOGGER.info("seed %d (%d of %d)", seed, number, len(job.seeds))
                 record = train_and_test(job, features, splits, seed, number, bars())
                 paths.append(write_record(job.res_save_dir, record))
-            except KeyboardInterrupt:
-                raise RunInterrupted(_finished("interrupted", job, paths)) from None
-            except RunError as error:
-                text = f"{job.model} on {job.dataset}, seed {seed}: {error}"
-                raise RunError(f"{text}\n{_finished('', job, paths)}" if paths else text) from error
-            records.append(record)
-            LOGGER.info("seed %d done in %.0f s", seed, record["wall_seconds"])
+                records.append(record)
+                LOGGER.info("seed %d done in %.0f s", seed, record["wall_seconds"])
+        except KeyboardInterrupt:
+            raise RunInterrupted(_finished("interrupted", job, paths)) from None
+        except RunError as error:
+            text = f"{job.model} on {job.dataset}, seed {seed}: {error}"
+            raise RunError(f"{text}\n{_finished('', job, paths)}" if paths else text) from error
         summary = summarise(records)
         table = append_summary(job.res_save_dir, job.model, job.dataset, summary)
     return Outcome(job, records, paths, table, summary)
@@ -193,8 +194,18 @@ def session(job: Job) -> Iterator[Any]:
 
     console = stderr_console()
     log_file = job.log_dir / f"{job.model}-{job.dataset}.log"
-    with active(), logging_to(console, log_file, job.verbose), quiet_mmsa():
-        yield functools.partial(epoch_bars, console, enabled=job.verbose > 0)
+    with active(), logging_to(console, log_file, job.verbose), quiet_mmsa(), remembered() as check_interrupt:
+
+        def bars() -> Callable[[Any], Any]:
+            show = epoch_bars(console, enabled=job.verbose > 0)
+
+            def one_pass(loader: Any) -> Any:
+                check_interrupt()
+                return show(loader)
+
+            return one_pass
+
+        yield bars
 
 
 def train_and_test(
