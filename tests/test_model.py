@@ -39,9 +39,12 @@ def test_any_lengths_and_batch_sizes(steps, kernels, n):
         assert bool(torch.isfinite(p.grad).all()), name
 
 
-@pytest.mark.parametrize("kernels", [(1, 1, 1), (3, 2, 3)])
+@pytest.mark.parametrize("kernels", [(1, 1, 1), (3, 2, 3), (5, 6, 4)])
 def test_padding_has_no_influence(kernels):
-    """The same sequences, longer with padding of anything at all, given their lengths: same outputs, same losses."""
+    """The same sequences, longer with padding of anything at all, given their lengths: same outputs, same losses.
+
+    The last kernels are longer than some sequences, whose first window reaches into the padding.
+    """
     model = build(conv_kernel_sizes=kernels).train()
     inputs = batch()
     lengths = {"text": torch.tensor([5, 3, 4, 5, 3, 4]), "audio": torch.tensor([7, 3, 5, 4, 6, 7]),
@@ -231,6 +234,18 @@ def test_token_ids_through_a_text_encoder(tiny_bert, finetune):
     model.eval()
     longer = torch.cat([tokens, torch.tensor([9, 0, 0]).view(1, 3, 1).expand(4, 3, 5)], dim=2)  # ids behind the mask
     assert_same(model(longer, audio, vision)["M"], model(tokens, audio, vision)["M"], 1e-5)
+
+
+def test_a_sample_without_tokens_stays_finite(tiny_bert):
+    settings = SMALL | {"use_bert": True, "pretrained": str(tiny_bert), "modalities": ("text", "audio")}
+    model = DecAlign(Settings(**settings)).train()
+    tokens = token_batch()
+    tokens[1] = 0  # no id, no mask: the audio of this sample has nothing but padding to attend to
+    out = model(tokens, batch(4)[1].float(), None)
+    assert bool(torch.isfinite(out["Feature_f"]).all())
+    assert bool(torch.isfinite(out["terms"].hetero))
+    common_text = out["Feature_f"][1, 16:24]
+    assert bool((common_text != 0).all())  # its first step counts, as masking.py promises
 
 
 def test_text_encoder_errors(tiny_bert, tmp_path):

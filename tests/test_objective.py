@@ -9,7 +9,7 @@ import torch
 from torch.nn import functional as F
 
 from mmsa_decalign import AlignmentTerms, Settings, objective
-from mmsa_decalign.objective import binary_loss, contrastive_loss, task_loss
+from mmsa_decalign.objective import binary_loss, contrastive_loss, sentiment_class, task_loss
 from tests.conftest import assert_same
 
 TERMS = AlignmentTerms(torch.tensor(2.0), torch.tensor(3.0), torch.tensor(5.0), None, None)
@@ -60,6 +60,12 @@ def test_binary_loss_leaves_neutral_labels_out():
     loss = binary_loss(out, torch.tensor([1.0, 3.0, 0.0]))
     assert_same(loss, (math.log1p(math.exp(-2)) + math.log1p(math.exp(1))) / 2, 1e-6)
     assert binary_loss(out, torch.zeros(3)).item() == 0.0
+
+
+def test_sentiment_classes_are_rounded_labels_within_three():
+    labels = torch.tensor([-4.0, -2.6, -0.4, 0.4, 0.6, 3.4])
+    assert sentiment_class(labels, Settings()).tolist() == [-3, -3, 0, 0, 1, 3]
+    assert sentiment_class(torch.tensor([2.0]), Settings(train_mode="classification")).tolist() == [2]
 
 
 def test_contrastive_loss_against_loops():
