@@ -94,7 +94,8 @@ def main() -> None:
     arguments = parser.parse_args()
     with tempfile.TemporaryDirectory() as scratch:
         results = {path.stem: measure(path, arguments.seeds, Path(scratch)) for path in arguments.folds}
-    commit = (machine.git_commit(Path(__file__).parent) or "none")[:12]
+    commit, dirty, _ = (machine.git_commit(Path(__file__).parent) or "none").partition("-dirty")
+    commit = commit[:12] + dirty
     head = (
         f"{datetime.date.today()}, {platform.processor() or platform.machine()}, {torch.get_num_threads()} thread(s), "
         f"torch {torch.__version__}, commit {commit}, seeds {arguments.seeds}"

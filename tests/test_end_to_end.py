@@ -37,7 +37,7 @@ def train(path: Path, folders: dict[str, Path], dataset: str = "mosi", **options
 
 
 def test_decalign_gets_near_the_ideal_on_synthetic_data(tmp_path, folders):
-    """Between what a linear model reaches and the ideal that the label noise sets, much nearer to the ideal."""
+    """Between what a linear model reaches and the ideal that the label noise sets, nearer to the ideal."""
     result = train(write_synthetic(tmp_path / "synthetic.pkl"), folders, "synthetic", seeds=[1111]).summary
     ideal = ideal_metrics(make_synthetic())
     linear = {"MAE": 0.503, "Non0_acc_2": 0.854}  # ridge on masked averages, see data/synthetic.py
@@ -45,7 +45,7 @@ def test_decalign_gets_near_the_ideal_on_synthetic_data(tmp_path, folders):
         reached = result[metric]["mean"]
         way = (reached - linear[metric]) / (ideal[metric] - linear[metric])
         assert better * reached > better * linear[metric]
-        assert way > 0.4, f"{metric} {reached}: {way:.0%} of the way from linear to ideal"
+        assert way > 0.5, f"{metric} {reached}: {way:.0%} of the way from linear to ideal"
 
 
 @pytest.mark.real_data
@@ -62,8 +62,8 @@ def test_the_shipped_mosi_settings_hold_the_level_of_the_release(real_fold, fold
 
 @pytest.mark.real_data
 @pytest.mark.parametrize("fold", [0, 1])
-def test_the_utterance_settings_stand_with_the_baselines(real_fold, folders, fold):
-    """What is asked here is a floor; the comparison itself is in benchmarks/results."""
+def test_the_utterance_settings_stay_above_a_floor(real_fold, folders, fold):
+    """The comparison with the baselines is in benchmarks/results; this only notices that training has broken."""
     result = train(real_fold(fold), folders, config="utterance", seeds=[1111, 1112, 1113]).summary
     assert result["MAE"]["mean"] < 1.07
     assert result["Non0_acc_2"]["mean"] > 0.71

@@ -101,7 +101,10 @@ def prepare(
     command: str | None = None,
     tuning: bool = False,
 ) -> Job:
-    """Resolve settings, find the feature file and pick the device. Raises InputError; writes nothing."""
+    """Resolve settings, find the feature file and pick the device. Raises InputError.
+
+    Nothing is written but the synthetic data set, on its first use.
+    """
     given = dict(overrides or {})
     if pretrained is not None:
         given.update(pretrained=pretrained, use_bert=True)
@@ -136,8 +139,8 @@ def prepare(
 def run(job: Job) -> Outcome:
     """Train and test over the seeds.
 
-    Raises InputError for a feature file or setting that cannot be used (before anything is written), RunError for a
-    seed that failed, RunInterrupted on Ctrl-C; in both the records of the finished seeds stay.
+    Raises InputError for a feature file or setting that cannot be used (nothing is stored then but the log), RunError
+    for a seed that failed, RunInterrupted on Ctrl-C; in both the records of the finished seeds stay.
     """
     features = load_features(job.feature_file, job.files)
     splits = make_splits(job.resolved.settings, features)
