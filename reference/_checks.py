@@ -29,19 +29,7 @@ def batch(name: str, arrays: Sequence) -> list[np.ndarray]:
     return checked
 
 
-def choice(name: str, value, valid: Sequence) -> None:
-    """`value` is one of `valid`."""
-    if value not in valid:
-        raise ValueError(f"{name} must be one of {list(valid)}, got {value!r}: choose one of these")
-
-
-def positive(name: str, value: float) -> None:
-    """`value` is a finite number above zero."""
-    if not 0 < value < np.inf:
-        raise ValueError(f"{name} must be a finite number above 0, got {value!r}: choose such a number")
-
-
-def count(name: str, value: int, at_least: int) -> None:
-    """`value` is a whole number, `at_least` or more."""
-    if value != int(value) or value < at_least:
-        raise ValueError(f"{name} must be a whole number of at least {at_least}, got {value!r}: raise it")
+def require(name: str, value, holds: bool, expected: str) -> None:
+    """`value` is what is expected of it: `holds`."""
+    if not holds:
+        raise ValueError(f"{name} must be {expected}, got {value!r}: choose such a value")

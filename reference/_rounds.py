@@ -61,8 +61,8 @@ def _newton_step(plan: np.ndarray, marginals: list[np.ndarray], damping: float) 
     plan's two-way marginals elsewhere. In the variables sqrt(mass) f its eigenvalues lie in [0, M], near 0 where the
     dual is flat (constants that potentials can exchange, parts of the plan that hardly touch): hence the damping.
     """
-    ends = np.cumsum([len(nu) for nu in marginals])
-    blocks = [slice(end - len(nu), end) for end, nu in zip(ends, marginals, strict=True)]
+    ends = np.cumsum(plan.shape)
+    blocks = [slice(end - size, end) for end, size in zip(ends, plan.shape, strict=True)]
     sums, masses = np.concatenate(plan_marginals(plan)), np.concatenate(marginals)
     hessian = np.diag(sums)
     for i, j in combinations(range(plan.ndim), 2):
@@ -108,8 +108,8 @@ def release_rounds(cost: np.ndarray, marginals: list, reg: float, n_rounds: int)
     scalings = [np.ones(len(nu)) for nu in marginals]
     for _ in range(n_rounds):
         for m, nu in enumerate(marginals):
-            scalings[m] = np.ones(len(nu))
-            scaled = kernel * reduce(np.multiply.outer, scalings)
+            others = [np.ones(len(u)) if i == m else u for i, u in enumerate(scalings)]
+            scaled = kernel * reduce(np.multiply.outer, others)
             scalings[m] = nu / (scaled.sum(axis=axes_but(cost.ndim, m)) + 1e-8)
     plan = kernel * reduce(np.multiply.outer, scalings)
     value = (plan * cost).sum() + reg * (plan * (np.log(np.maximum(plan, 1e-8)) - 1)).sum()

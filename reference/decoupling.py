@@ -12,8 +12,8 @@ from . import _checks as check
 
 def cosine(u: np.ndarray, v: np.ndarray) -> float:
     """<u, v> / (|u| |v|), and 0 if either is the zero vector."""
-    u_norm, v_norm = np.linalg.norm(u), np.linalg.norm(v)
-    return float((u / u_norm) @ (v / v_norm)) if u_norm > 0 and v_norm > 0 else 0.0
+    norms = np.linalg.norm(u), np.linalg.norm(v)
+    return float((u / norms[0]) @ (v / norms[1])) if min(norms) > 0 else 0.0
 
 
 def decoupling_loss(unique: Sequence, common: Sequence, *, power: int = 2) -> float:
@@ -24,11 +24,10 @@ def decoupling_loss(unique: Sequence, common: Sequence, *, power: int = 2) -> fl
 
     unique, common: one array (N, d, T) per modality, M >= 1; T and d may differ between modalities, not within a pair.
     Raises ValueError for a wrong shape, a differing number of modalities, or another power.
-
     >>> round(decoupling_loss([[[[1.0, 1.0]]]], [[[[1.0, 0.0]]]]), 9)
     0.5
     """
-    check.choice("power", power, (1, 2))
+    check.require("power", power, power in (1, 2), "one of [1, 2]")
     if len(unique) != len(common) or len(unique) == 0:
         raise ValueError(f"unique and common must pair up, got {len(unique)} and {len(common)}: pass one per modality")
     per_modality = []

@@ -15,8 +15,6 @@ from .mmd import mmd
 from .moments import batch_moments, moment_distance
 from .transport import TransportResult, joint_cost, multimarginal_sinkhorn
 
-RELEASE_PRODUCT_FLOOR = 1e-8  # the release's guard under the square root of its diagonal cost
-
 
 class HeteroLoss(NamedTuple):
     """value = transport + prototype, and what they came from."""
@@ -44,25 +42,23 @@ def prototype_loss(
     features: M arrays (N, d). mixtures: one per modality, all with the same K.
     reduction: "mean" divides the squared distance by d, "sum" does not. mahalanobis: it is x' Sigma_j[k]^-1 x instead.
     Raises ValueError for a wrong shape or a differing number of components.
-
     >>> point = lambda mean: GaussianMixture(np.ones(1), np.array([[mean]]), np.ones((1, 1)), np.ones((1, 1)))
     >>> prototype_loss([[[1.0]], [[3.0]]], [point(1.0), point(3.0)])
     4.0
     """
     features = check.batch("features", features)
-    check.choice("reduction", reduction, ("mean", "sum"))
+    check.require("reduction", reduction, reduction in ("mean", "sum"), "one of ['mean', 'sum']")
     (n, d), n_components = features[0].shape, len(mixtures[0].means) if mixtures else 0
     forms = [(mixture.responsibilities.shape, mixture.means.shape) for mixture in mixtures]
     if forms != [((n, n_components), (n_components, d))] * len(features):
-        raise ValueError(
-            f"mixtures must be {len(features)}, with responsibilities ({n}, K) and means (K, {d}) for one K, got the "
-            f"shapes {forms}: fit one mixture per modality on these features, all with the same n_components"
-        )
+        wanted = f"{len(features)}, with responsibilities ({n}, K) and means (K, {d}) for one K"
+        remedy = "fit one mixture per modality on these features, all with the same n_components"
+        raise ValueError(f"mixtures must be {wanted}, got the shapes {forms}: {remedy}")
     losses = []
     for i, j in permutations(range(len(features)), 2):
-        distances = np.empty(mixtures[i].responsibilities.shape)  # (N, K)
-        for k, (mean, covariance) in enumerate(zip(mixtures[j].means, mixtures[j].covariances, strict=True)):
-            distances[:, k] = squared_mahalanobis(features[i] - mean, covariance if mahalanobis else np.ones(d))
+        metrics = mixtures[j].covariances if mahalanobis else np.ones((n_components, d))
+        pairs = zip(mixtures[j].means, metrics, strict=True)
+        distances = np.stack([squared_mahalanobis(features[i] - mean, metric) for mean, metric in pairs], axis=1)
         losses.append((mixtures[i].responsibilities * distances).sum(axis=1).mean())
     return float(np.mean(losses) / (d if reduction == "mean" else 1))
 
@@ -79,7 +75,6 @@ def hetero_loss(
 
     features: M >= 2 arrays (N, d). Options and errors are those of fit_gaussian_mixture, gaussian_cost (reduction),
     prototype_loss and multimarginal_sinkhorn. solver="release" also takes the release's cost, product_floor = 1e-8.
-
     >>> same = [[0.0], [2.0]]
     >>> loss = hetero_loss([same, same], n_components=1, reg=0.5)
     >>> round(loss.transport, 9), round(loss.prototype, 9)
@@ -88,8 +83,7 @@ def hetero_loss(
     features = check.batch("features", features)
     em = {"n_iter": n_iter, "var_floor": var_floor, "covariance": covariance}
     mixtures = tuple(fit_gaussian_mixture(x, n_components, **em) for x in features)
-    product_floor = RELEASE_PRODUCT_FLOOR if solver == "release" else 0.0
-    cost = joint_cost(mixtures, reduction=reduction, product_floor=product_floor)
+    cost = joint_cost(mixtures, reduction=reduction, product_floor=1e-8 if solver == "release" else 0.0)
     marginals = [mixture.responsibilities.mean(axis=0) for mixture in mixtures]
     result = multimarginal_sinkhorn(cost, marginals, reg=reg, tol=tol, max_iter=max_iter, solver=solver)
     prototype = prototype_loss(features, mixtures, reduction=reduction, mahalanobis=mahalanobis)
@@ -102,7 +96,6 @@ def homo_loss(features: Sequence, *, bandwidth: float | str | Sequence[float] = 
     semantic: moment_distance of the batches. mmd: mmd of the batches; bandwidth="median" is taken pair by pair.
 
     features: M >= 2 arrays z_m (N, d). Raises ValueError for a wrong shape or bandwidth.
-
     >>> homo_loss([[[0.0]], [[2.0]]], bandwidth=2.0).semantic
     4.0
     """

@@ -34,8 +34,7 @@ def component_log_density(x: np.ndarray, means: np.ndarray, covariances: np.ndar
     log_density = np.empty((len(x), len(means)))
     for k, (mean, covariance) in enumerate(zip(means, covariances, strict=True)):
         log_det = np.log(covariance).sum() if covariance.ndim == 1 else np.linalg.slogdet(covariance)[1]
-        distances = squared_mahalanobis(x - mean, covariance)
-        log_density[:, k] = -0.5 * (x.shape[1] * np.log(2 * np.pi) + log_det + distances)
+        log_density[:, k] = -(x.shape[1] * np.log(2 * np.pi) + log_det + squared_mahalanobis(x - mean, covariance)) / 2
     return log_density
 
 
@@ -66,30 +65,26 @@ def fit_gaussian_mixture(
 
     x: (N, d), any finite values. n_components: K >= 1. n_iter: >= 0.
     var_floor: > 0, in squared units of x. "diag": variances below it are set to it. "full": var_floor * I is added to
-        every covariance, the start included, which keeps it invertible.
-    Raises ValueError for a wrong shape or range.
-
+        every covariance, the start included, which keeps it invertible. Raises ValueError for a wrong shape or range.
     >>> fit_gaussian_mixture([[0.0], [2.0]], 1, n_iter=1).covariances.tolist()
     [[1.0]]
     """
     x = check.finite("x", x, ndim=2)
-    check.count("n_components", n_components, 1)
-    check.count("n_iter", n_iter, 0)
-    check.positive("var_floor", var_floor)
-    check.choice("covariance", covariance, ("diag", "full"))
+    check.require("n_components", n_components, n_components == int(n_components) >= 1, "a whole number of at least 1")
+    check.require("n_iter", n_iter, n_iter == int(n_iter) >= 0, "a whole number of at least 0")
+    check.require("var_floor", var_floor, 0 < var_floor < np.inf, "a finite number above 0")
+    check.require("covariance", covariance, covariance in ("diag", "full"), "one of ['diag', 'full']")
     n = len(x)
-    spaced = np.rint(np.linspace(0, n - 1, n_components)).astype(int)
+    spaced = np.rint(np.arange(n_components) * (n - 1) / max(n_components - 1, 1)).astype(int)  # ties are exact here
     means = x[spaced if n >= n_components else np.arange(n_components) % n]
     weights = np.full(n_components, 1 / n_components)
-    spread = _covariance(x, x.mean(axis=0), np.full(n, 1 / n), var_floor, covariance)
-    covariances = np.stack([spread] * n_components)
+    covariances = np.stack([_covariance(x, x.mean(axis=0), np.full(n, 1 / n), var_floor, covariance)] * n_components)
     responsibilities = _e_step(x, weights, means, covariances)
     for _ in range(n_iter):
         mass = np.maximum(responsibilities.sum(axis=0), MASS_FLOOR)  # (K,)
         weights = mass / n
         means = responsibilities.T @ x / mass[:, None]  # (K, d)
-        shares = responsibilities / mass  # (N, K)
-        pairs = zip(means, shares.T, strict=True)
-        covariances = np.stack([_covariance(x, mean, share, var_floor, covariance) for mean, share in pairs])
+        pairs = zip(means, (responsibilities / mass).T, strict=True)
+        covariances = np.stack([_covariance(x, mean, shares, var_floor, covariance) for mean, shares in pairs])
         responsibilities = _e_step(x, weights, means, covariances)
     return GaussianMixture(weights, means, covariances, responsibilities)

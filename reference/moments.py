@@ -9,8 +9,6 @@ import numpy as np
 
 from . import _checks as check
 
-SKEW_VARIANCE_FLOOR = 1e-6  # a constant column has skewness 0 instead of 0/0
-
 
 class Moments(NamedTuple):
     """First three moments over the batch."""
@@ -26,7 +24,6 @@ def batch_moments(z) -> Moments:
         skew = mean_n (z_n - m)^3 / max(mean_n (z_n - m)^2, 1e-6)^1.5   (per dimension)
 
     z: (N, d). Raises ValueError for a wrong shape.
-
     >>> batch_moments([[0.0], [0.0], [3.0]]).cov.tolist()
     [[3.0]]
     """
@@ -34,7 +31,7 @@ def batch_moments(z) -> Moments:
     mean = z.mean(axis=0)
     centred = z - mean
     cov = centred.T @ centred / max(len(z) - 1, 1)
-    variance = np.maximum((centred**2).mean(axis=0), SKEW_VARIANCE_FLOOR)
+    variance = np.maximum((centred**2).mean(axis=0), 1e-6)  # a constant column has skewness 0 instead of 0/0
     return Moments(mean, cov, (centred**3).mean(axis=0) / variance**1.5)
 
 
@@ -42,7 +39,6 @@ def moment_distance(a: Moments, b: Moments) -> float:
     """Mean over entries of the squared difference, for mean, covariance and skewness each, added up.
 
     a, b: moments of two batches of the same width. Raises ValueError if the widths differ.
-
     >>> zero = batch_moments([[0.0, 0.0]])
     >>> moment_distance(zero, batch_moments([[3.0, 4.0]]))
     12.5

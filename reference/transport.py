@@ -1,7 +1,7 @@
 """Costs between mixtures and multi-marginal entropic transport (paper: heterogeneity alignment, prototype transport).
 
-Lives here: the squared 2-Wasserstein cost of Gaussians, the joint cost tensor, and three solvers of one problem:
-log-domain Sinkhorn (the default), the release's arithmetic, and the linear programme. Speed may change, values may not.
+Lives here: the cost of two Gaussians, the joint cost tensor, and three solvers of one problem: log-domain Sinkhorn (the
+default), the release's arithmetic, and the linear programme. Speed may change, values may not.
 """
 
 import warnings
@@ -39,28 +39,26 @@ def gaussian_cost(
     product_floor: >= 0. Above 0 the diagonal term is a + b - 2 sqrt(a b + product_floor), the release's arithmetic with
         1e-8, which can fall below 0. The full term has no such product and takes no notice of it.
     Raises ValueError if the widths differ or one mixture is diagonal and the other full.
-
     >>> point = lambda mean, var: GaussianMixture(np.ones(1), np.array([[mean]]), np.array([[var]]), np.ones((1, 1)))
     >>> gaussian_cost(point(0.0, 1.0), point(3.0, 4.0)).tolist()
     [[10.0]]
     """
-    check.choice("reduction", reduction, ("mean", "sum"))
-    if not product_floor >= 0:
-        raise ValueError(f"product_floor must be 0 or above, got {product_floor!r}: use 0, or the release's 1e-8")
+    check.require("reduction", reduction, reduction in ("mean", "sum"), "one of ['mean', 'sum']")
+    check.require("product_floor", product_floor, product_floor >= 0, "0 or above")
     if a.means.shape[1:] != b.means.shape[1:] or a.covariances.shape[1:] != b.covariances.shape[1:]:
         shapes = f"{a.covariances.shape} and {b.covariances.shape}"
         raise ValueError(f"covariances must agree in width and form, got {shapes}: fit both with one `covariance`")
     cost = np.empty((len(a.means), len(b.means)))
-    for i, (mean_i, cov_i) in enumerate(zip(a.means, a.covariances, strict=True)):
-        for j, (mean_j, cov_j) in enumerate(zip(b.means, b.covariances, strict=True)):
-            if cov_i.ndim == 2:
-                root = np.real(sqrtm(cov_i))
-                spread = np.trace(cov_i + cov_j - 2 * np.real(sqrtm(root @ cov_j @ root)))
-            elif product_floor > 0:
-                spread = (cov_i + cov_j - 2 * np.sqrt(cov_i * cov_j + product_floor)).sum()
-            else:
-                spread = ((np.sqrt(cov_i) - np.sqrt(cov_j)) ** 2).sum()
-            cost[i, j] = ((mean_i - mean_j) ** 2).sum() + spread
+    for i, j in np.ndindex(cost.shape):
+        cov_a, cov_b = a.covariances[i], b.covariances[j]
+        if cov_a.ndim == 2:
+            root = np.real(sqrtm(cov_a))
+            spread = np.trace(cov_a + cov_b - 2 * np.real(sqrtm(root @ cov_b @ root)))
+        elif product_floor > 0:
+            spread = (cov_a + cov_b - 2 * np.sqrt(cov_a * cov_b + product_floor)).sum()
+        else:
+            spread = ((np.sqrt(cov_a) - np.sqrt(cov_b)) ** 2).sum()
+        cost[i, j] = ((a.means[i] - b.means[j]) ** 2).sum() + spread
     return cost / a.means.shape[1] if reduction == "mean" else cost
 
 
@@ -110,23 +108,21 @@ def multimarginal_sinkhorn(
     solver="release": the authors' arithmetic, exactly `max_iter` rounds (50). Its plan may miss most of the mass:
         marginal_error and converged say so, without a warning, and its value is not the minimum.
     Raises ValueError for a wrong shape, range or solver.
-
     >>> result = multimarginal_sinkhorn([[0.0, 1.0], [1.0, 0.0]], [[0.5, 0.5], [1.0, 0.0]], reg=1.0)
     >>> result.plan.round(9).tolist()
     [[0.5, 0.0], [0.5, 0.0]]
     """
     cost, marginals = _checked_problem(cost, marginals)
-    check.positive("reg", reg)
-    check.positive("tol", tol)
-    check.choice("solver", solver, ("log", "release"))
+    check.require("reg", reg, 0 < reg < np.inf, "a finite number above 0")
+    check.require("tol", tol, 0 < tol < np.inf, "a finite number above 0")
+    check.require("solver", solver, solver in ("log", "release"), "one of ['log', 'release']")
     max_iter = {"log": 10000, "release": 50}[solver] if max_iter is None else max_iter
-    check.count("max_iter", max_iter, 1)
+    check.require("max_iter", max_iter, max_iter == int(max_iter) >= 1, "a whole number of at least 1")
     if solver == "release":
         plan, potentials, value = release_rounds(cost, marginals, reg, max_iter)
         error = marginal_error(plan, marginals)
         return TransportResult(value, plan, tuple(potentials), error, max_iter, error <= tol)
-    # Entries without mass leave the problem: every logarithm is finite. So does the constant part of the cost, which
-    # moves the value and not the plan, and would cost digits.
+    # Entries without mass leave the problem, so that logarithms are finite, and so does the cost's constant part.
     support = [np.flatnonzero(nu) for nu in marginals]
     kept_marginals = [nu[kept] for nu, kept in zip(marginals, support, strict=True)]
     least = cost[np.ix_(*support)].min()
@@ -140,10 +136,8 @@ def multimarginal_sinkhorn(
         potentials[m][kept] = kept_potentials[m] - parts[m] + dual / cost.ndim
     error = marginal_error(plan, marginals)
     if error > tol:
-        warnings.warn(
-            f"transport stopped after {n_iter} rounds with marginal error {error:.2e} above tol={tol:.0e}: "
-            f"raise reg (now {reg:g}) or max_iter (now {max_iter})", RuntimeWarning, stacklevel=2,
-        )  # fmt: skip
+        found = f"transport stopped after {n_iter} rounds with marginal error {error:.2e} above tol={tol:.0e}"
+        warnings.warn(f"{found}: raise reg (now {reg:g}) or max_iter (now {max_iter})", RuntimeWarning, stacklevel=2)
     return TransportResult(float(dual - reg * plan.sum()), plan, potentials, error, n_iter, error <= tol)
 
 
@@ -152,14 +146,11 @@ def exact_transport(cost, marginals: Sequence) -> TransportResult:
 
     For small problems: K_1 * ... * K_M variables. The potentials are the dual solution: sum_m <nu_m, f_m> = value and
     f_1 + ... + f_M <= C. cost and marginals as in multimarginal_sinkhorn. Raises ValueError for a wrong shape.
-
     >>> exact_transport([[0.0, 1.0], [1.0, 0.0]], [[0.5, 0.5], [1.0, 0.0]]).value
     0.5
     """
     cost, marginals = _checked_problem(cost, marginals)
-    index = np.indices(cost.shape).reshape(cost.ndim, -1)  # (M, K_1 * ... * K_M)
-    rows = [index[m] == k for m, nu in enumerate(marginals) for k in range(len(nu))]
-    found = linprog(cost.ravel(), A_eq=np.array(rows, dtype=float), b_eq=np.concatenate(marginals), method="highs")
-    plan, potentials = found.x.reshape(cost.shape), np.split(found.eqlin.marginals, np.cumsum(cost.shape)[:-1])
-    error = marginal_error(plan, marginals)
-    return TransportResult(found.fun, plan, tuple(potentials), error, found.nit, found.status == 0)
+    rows = [(index == k).ravel() for index in np.indices(cost.shape) for k in range(index.max() + 1)]
+    lp = linprog(cost.ravel(), A_eq=np.array(rows, dtype=float), b_eq=np.concatenate(marginals), method="highs")
+    plan, potentials = lp.x.reshape(cost.shape), np.split(lp.eqlin.marginals, np.cumsum(cost.shape)[:-1])
+    return TransportResult(lp.fun, plan, tuple(potentials), marginal_error(plan, marginals), lp.nit, lp.success)

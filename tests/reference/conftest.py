@@ -73,11 +73,73 @@ class GoldenCase:
         return self._arrays[f"{self._name}/{key}"]
 
 
+@pytest.fixture(scope="session")
+def release_numbers():
+    """load(name): the arrays of a file of the release's numbers; skips where it is absent."""
+
+    def load(name):
+        default = Path(__file__).resolve().parents[2].parent / "shared" / "golden"
+        path = Path(os.environ.get("MMSA_DECALIGN_GOLDEN", default)) / name
+        if not path.exists():
+            pytest.skip(f"the release's numbers are not at {path}: set MMSA_DECALIGN_GOLDEN to their folder")
+        with np.load(path, allow_pickle=False) as arrays:
+            return dict(arrays)
+
+    return load
+
+
 @pytest.fixture(params=[f"case{number}" for number in range(6)])
-def golden(request):
-    default = Path(__file__).resolve().parents[2].parent / "shared" / "golden"
-    path = Path(os.environ.get("MMSA_DECALIGN_GOLDEN", default)) / "losses.npz"
-    if not path.exists():
-        pytest.skip(f"the release's numbers are not at {path}: set MMSA_DECALIGN_GOLDEN to their folder")
-    with np.load(path, allow_pickle=False) as arrays:
-        return GoldenCase(dict(arrays), request.param)
+def golden(request, release_numbers):
+    return GoldenCase(release_numbers("losses.npz"), request.param)
+
+
+@pytest.fixture
+def settings():
+    """What the whole model and its objective read, for a small model."""
+    return {
+        "modalities": MODALITIES, "use_sequence_mask": True, "projection_activation": "none", "num_heads": 2,
+        "nlevels": 2, "use_cross_modal_attention": True, "attn_mask": True, "decoupling_power": 2,
+        "num_prototypes": 3, "gmm_em_iters": 3, "gmm_var_floor": 1e-3, "gmm_covariance": "diag",
+        "cost_reduction": "mean", "prototype_mahalanobis": False, "ot_reg": 0.2, "ot_solver": "log",
+        "ot_tol": 1e-11, "ot_max_iter": None, "mmd_bandwidth": 1.0, "train_mode": "regression", "task_loss": "mse",
+        "dec_loss_weight": 1.0, "alpha": 0.05, "beta": 0.07, "ct_weight": 0.003, "ct_temperature": 0.1,
+        "binary_task_weight": 0.0,
+    }  # fmt: skip
+
+
+@pytest.fixture
+def make_parameters(rng):
+    """make(widths, d, kernels, outputs): random parameters of a model with two layers, by the state dict's names."""
+
+    def make(widths=(5, 3, 4), d=4, kernels=(1, 1, 1), outputs=1, pde_dim=3):
+        def random(*shape):
+            return rng.normal(size=shape) / np.sqrt(shape[-1])
+
+        p = {"common.weight": random(d, d), "head.weight": random(outputs, 6 * d), "head.bias": random(outputs)}
+        for m, width, kernel in zip(MODALITIES, widths, kernels, strict=True):
+            bounds = {"low": -np.inf, "high": np.inf, "mean": 0.0, "std": 1.0}
+            p |= {f"standardise.{m}.{name}": np.full(width, value) for name, value in bounds.items()}
+            p |= {f"project.{m}.weight": random(d, width, kernel), f"unique.{m}.weight": random(d, d)}
+            for name, rows, columns in (("0", d, d), ("3", pde_dim, d)):
+                p |= {f"distribution.{m}.{name}.weight": random(rows, columns)}
+                p |= {f"distribution.{m}.{name}.bias": random(rows)}
+            for layer in (f"fuse.{m}.layers.0", f"fuse.{m}.layers.1"):
+                p |= {f"{layer}.attention.in_proj_weight": random(3 * d, d)}
+                p |= {f"{layer}.attention.in_proj_bias": random(3 * d)}
+                for name, rows, columns in (("attention.out_proj", d, d), ("up", 4 * d, d), ("down", d, 4 * d)):
+                    p |= {f"{layer}.{name}.weight": random(rows, columns), f"{layer}.{name}.bias": random(rows)}
+                for name in ("attention_norm", "final_norm"):
+                    p |= {f"{layer}.{name}.weight": 1 + random(d) / 4, f"{layer}.{name}.bias": random(d)}
+        return p
+
+    return make
+
+
+@pytest.fixture
+def make_inputs(rng):
+    """make(n, steps, widths): text, audio and vision."""
+
+    def make(n=6, steps=(5, 7, 4), widths=(5, 3, 4)):
+        return [rng.normal(size=(n, t, width)) for t, width in zip(steps, widths, strict=True)]
+
+    return make

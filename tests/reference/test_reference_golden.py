@@ -70,3 +70,19 @@ def test_converged_hetero_loss(golden, release, request):
     assert_allclose(loss.transport, CONVERGED_EXACT_COST[case], rtol=0, atol=5e-6)
     assert_allclose(loss.prototype, release.prototype, rtol=1e-12)
     assert np.abs(loss.transport - release.transport) > 1e-3  # the release has not converged in any case
+
+
+@pytest.mark.parametrize("loss", ["hetero", "homo"])
+def test_slopes_are_the_releases_gradients(golden, rng, loss):
+    """Central differences of the reference along random directions, one for each modality."""
+
+    def value(inputs):
+        if loss == "homo":
+            return ref.homo_loss(inputs, bandwidth=golden.settings["mmd_bandwidth"]).value
+        return ref.hetero_loss(inputs, solver="release", **golden.options).value
+
+    for m, modality in enumerate(MODALITIES):
+        direction = rng.normal(size=golden.inputs[m].shape)
+        slope = (golden[f"{loss}_grad_{modality}"][:, :, 0] * direction).sum()
+        up, down = ([x + s * direction if i == m else x for i, x in enumerate(golden.inputs)] for s in (1e-6, -1e-6))
+        assert_allclose((value(up) - value(down)) / 2e-6, slope, rtol=1e-5, atol=1e-7)

@@ -28,6 +28,12 @@ def test_moments_of_one_row_and_of_a_constant_column():
     assert_array_equal(ref.batch_moments([[7.0], [7.0], [7.0]]).skew, [0.0])
 
 
+def test_covariance_of_two_and_three_rows_is_numpys(rng):
+    for n in (2, 3):
+        z = rng.normal(size=(n, 2))
+        assert_allclose(ref.batch_moments(z).cov, np.cov(z, rowvar=False), rtol=1e-12)
+
+
 def test_skewness_uses_the_variance_floor():
     z = np.array([[0.0], [0.0], [3e-4]])  # deviations 1e-4 * (-1, -1, 2): variance 2e-8, third moment 2e-12
     assert_allclose(ref.batch_moments(z).skew, [2e-12 / 1e-6**1.5], rtol=1e-9)
@@ -69,6 +75,15 @@ def test_mmd_is_the_double_loop(samples):
     assert_allclose(ref.mmd(*samples, bandwidth=[0.3, 4.0]), several, rtol=1e-12)
 
 
+def test_mmd_is_the_mean_of_scikit_learns_kernels(samples):
+    kernel = pytest.importorskip("sklearn.metrics.pairwise").rbf_kernel
+    x, y = samples
+    for s in (0.3, 1.0, 4.0):
+        gamma = 1 / (2 * s)
+        expected = kernel(x, x, gamma).mean() + kernel(y, y, gamma).mean() - 2 * kernel(x, y, gamma).mean()
+        assert_allclose(ref.mmd(x, y, bandwidth=s), expected, rtol=1e-12)
+
+
 def test_median_bandwidth(samples):
     pooled = np.concatenate(samples)
     squares = [np.linalg.norm(pooled[i] - pooled[j]) ** 2 for i in range(12) for j in range(i)]
@@ -80,6 +95,12 @@ def test_median_bandwidth(samples):
 def test_median_of_mostly_equal_points():
     x, y = np.zeros((6, 1)), np.array([[0.0], [0.0], [1.0]])
     assert_allclose(ref.mmd(x, y, bandwidth="median"), 1 + 5 / 9 - 2 * 2 / 3, rtol=1e-12)
+
+
+def test_median_is_at_least_a_trillionth():
+    x, y = np.zeros((6, 1)), np.array([[0.0], [0.0], [1e-6]])  # 1e-12 apart, squared: k = exp(-1/2) where not 1
+    expected = 1 + (5 + 4 * np.exp(-0.5)) / 9 - 2 * (2 + np.exp(-0.5)) / 3
+    assert_allclose(ref.mmd(x, y, bandwidth="median"), expected, rtol=1e-9)
 
 
 def test_mmd_of_a_sample_with_itself_and_of_far_samples(samples):

@@ -5,6 +5,7 @@ import itertools
 import numpy as np
 import pytest
 from numpy.testing import assert_allclose, assert_array_equal
+from scipy.optimize import minimize
 
 from mmsa_decalign import reference as ref
 
@@ -105,6 +106,8 @@ def test_two_marginals_are_pots_sinkhorn(make_problem, reg):
     result = ref.multimarginal_sinkhorn(cost, [a, b], reg=reg)
     assert_allclose(result.plan, plan, atol=1e-9)
     assert_allclose(result.value, objective(plan, cost, reg), rtol=1e-8)
+    f, g = result.potentials
+    assert_allclose(np.exp((f[:, None] + g - cost) / reg), plan, atol=1e-9)
 
 
 @pytest.mark.parametrize("reg", [10.0, 0.3, 0.01, 1e-4])
@@ -190,6 +193,25 @@ def test_plan_and_potentials_are_the_gradients(make_problem, rng):
         up, down = ([*marginals[:m], nu + s * h * direction, *marginals[m + 1 :]] for s in (1, -1))
         slope = (value(cost, up) - value(cost, down)) / (2 * h)
         assert_allclose(slope, result.potentials[m] @ direction, rtol=1e-6)
+
+
+@pytest.mark.parametrize("sizes", SIZES)
+def test_a_general_optimiser_finds_the_same_dual_optimum(make_problem, sizes):
+    """max over f of sum_m <nu_m, f_m> - reg sum exp((f_1 + ... + f_M - C) / reg), by SciPy's BFGS."""
+    cost, marginals = make_problem(*sizes)
+    reg, ends = 0.3, np.cumsum(sizes)[:-1]
+
+    def negative_dual(f):
+        plan = np.exp((outer(np.split(f, ends), np.add) - cost) / reg)
+        axes = [tuple(axis for axis in range(cost.ndim) if axis != m) for m in range(cost.ndim)]
+        gradient = np.concatenate([plan.sum(axis=others) for others in axes]) - np.concatenate(marginals)
+        return reg * plan.sum() - np.concatenate(marginals) @ f, gradient
+
+    found = minimize(negative_dual, np.zeros(sum(sizes)), jac=True, method="BFGS", options={"gtol": 1e-9})
+    result = ref.multimarginal_sinkhorn(cost, marginals, reg=reg)
+    assert_allclose(result.value, -found.fun, rtol=1e-9, atol=1e-9)
+    plan = np.exp((outer(np.split(found.x, ends), np.add) - cost) / reg)
+    assert_allclose(result.plan, plan, atol=1e-7)
 
 
 def test_no_other_coupling_is_better(make_problem):
