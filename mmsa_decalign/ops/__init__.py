@@ -1,6 +1,7 @@
 """Differentiable PyTorch operators of DecAlign: pure functions of tensors, on CPU or CUDA, torch alone.
 
-Name for name the twins of `mmsa_decalign.reference`, which computes the same with NumPy, slowly and readably.
+Name for name the twins of `mmsa_decalign.reference`, which computes the same with NumPy, slowly and readably. They
+answer in the type of their input and compute in float64 (see precision.py): TF32 and autocast do not reach them.
 """
 
 from .decoupling import decoupling_loss

@@ -15,6 +15,7 @@ from torch import Tensor
 from .mixture import GaussianMixture, fit_gaussian_mixtures, squared_mahalanobis
 from .mmd import mmd as mmd_between
 from .moments import batch_moments, moment_distance
+from .precision import cast, widen
 from .transport import RELEASE_PRODUCT_FLOOR, TransportResult, joint_cost, multimarginal_sinkhorn, scale_of
 
 
@@ -51,12 +52,13 @@ def prototype_loss(
     if len(features) != len(mixtures) or len(features) < 2:
         raise ValueError(f"{len(features)} features and {len(mixtures)} mixtures, expected M >= 2 of each")
     scale = scale_of(reduction, features[0].shape[-1])
+    dtype, features, mixtures = features[0].dtype, widen(features), widen(mixtures)
     pairs = []
     for i, j in permutations(range(len(features)), 2):
         diff = features[i].unsqueeze(1) - mixtures[j].means.unsqueeze(0)  # (N, K, d)
         distance = squared_mahalanobis(diff, mixtures[j].covariances) if mahalanobis else diff.square().sum(dim=-1)
         pairs.append((mixtures[i].responsibilities * distance).sum(dim=1).mean() * scale)
-    return torch.stack(pairs).mean()
+    return torch.stack(pairs).mean().to(dtype)
 
 
 def hetero_loss(
@@ -92,15 +94,16 @@ def hetero_loss(
     shapes = {tuple(x.shape) for x in features}
     if len(features) < 2 or len(shapes) != 1 or features[0].dim() != 2:
         raise ValueError(f"{len(features)} feature tensors of shapes {sorted(shapes)}, expected M >= 2, all (N, d)")
+    dtype, features = features[0].dtype, widen(features)  # here, so that nothing is rounded on the way
     mixtures = fit_gaussian_mixtures(
-        torch.stack(list(features)), n_components, n_iter=n_iter, var_floor=var_floor, covariance=covariance
+        torch.stack(features), n_components, n_iter=n_iter, var_floor=var_floor, covariance=covariance
     )
     floor = RELEASE_PRODUCT_FLOOR if solver == "release" else 0.0
     cost = joint_cost(mixtures, reduction=reduction, product_floor=floor)
     marginals = [mixture.responsibilities.mean(dim=0) for mixture in mixtures]
     result = multimarginal_sinkhorn(cost, marginals, reg=reg, tol=tol, max_iter=max_iter, solver=solver)
     prototype = prototype_loss(features, mixtures, reduction=reduction, mahalanobis=mahalanobis)
-    return HeteroLoss(result.value + prototype, result.value, prototype, tuple(mixtures), result)
+    return cast(HeteroLoss(result.value + prototype, result.value, prototype, tuple(mixtures), result), dtype)
 
 
 class HomoLoss(NamedTuple):
@@ -126,8 +129,9 @@ def homo_loss(features: Sequence[Tensor], *, bandwidth: float | str | Sequence[f
     shapes = {tuple(z.shape) for z in features}
     if len(features) < 2 or len(shapes) != 1:
         raise ValueError(f"{len(features)} feature tensors of shapes {sorted(shapes)}, expected at least 2, all (N, p)")
+    dtype, features = features[0].dtype, widen(features)  # here, so that nothing is rounded on the way
     moments = [batch_moments(z) for z in features]
     pairs = list(combinations(range(len(features)), 2))
     semantic = torch.stack([moment_distance(moments[i], moments[j]) for i, j in pairs]).mean()
     discrepancy = torch.stack([mmd_between(features[i], features[j], bandwidth=bandwidth) for i, j in pairs]).mean()
-    return HomoLoss(semantic + discrepancy, semantic, discrepancy)
+    return cast(HomoLoss(semantic + discrepancy, semantic, discrepancy), dtype)

@@ -7,13 +7,16 @@ May change: the arithmetic, as long as the NumPy reference agrees. Twin: referen
 
 from __future__ import annotations
 
-import math
+from fractions import Fraction
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
+from .precision import cast, widen
+
 COUNT_FLOOR = 1e-6  # expected samples of a component; below it the division that makes its mean is meaningless
+RIDGES = (0.0, 1e-15, 1e-12, 1e-9, 1e-6)  # of the largest variance
 WEIGHT_FLOOR = 1e-8  # keeps log(weight) finite for a component that has lost all of its samples
 
 
@@ -48,7 +51,7 @@ def fit_gaussian_mixture(
     Raises:
         ValueError: for a shape, count or option outside the above.
 
-    Source: DecAlign (arXiv 2503.11892), section 3.2. Variances are centred before they are squared, since
+    Source: DecAlign (arXiv 2503.11892), section 3.2. Samples are centred before they are squared, since
     E[x^2] - mean^2, which the authors' release computes, loses all digits in float32 when |mean| >> spread.
 
     >>> x = torch.tensor([[0.0], [0.0], [4.0], [4.0]])
@@ -63,7 +66,7 @@ def fit_gaussian_mixture(
 
 
 def fit_gaussian_mixtures(
-    x: Tensor, n_components: int, *, n_iter: int = 5, var_floor: float = 1e-4, covariance: str = "diag"
+    x: Tensor, n_components: int, *, n_iter: int, var_floor: float, covariance: str
 ) -> list[GaussianMixture]:
     """`fit_gaussian_mixture` for each of the M batches in `x` (M, N, d), all in the same tensor operations."""
     if n_components < 1 or n_iter < 0 or not var_floor > 0:
@@ -72,22 +75,21 @@ def fit_gaussian_mixtures(
         )
     if covariance not in ("diag", "full"):
         raise ValueError(f"covariance={covariance!r}, expected 'diag' or 'full'")
-    # Near the origin float32 keeps the digits that matter; the fit itself does not depend on the place of the origin.
-    origin = x.detach().mean(dim=1, keepdim=True)
-    x = x - origin
+    dtype, x = x.dtype, widen(x)
     weights, means, covariances = _start(x, n_components, var_floor, covariance)
     responsibilities = _e_step(x, weights, means, covariances)
     for _ in range(n_iter):
         weights, means, covariances = _m_step(x, responsibilities, var_floor, covariance)
         responsibilities = _e_step(x, weights, means, covariances)
-    fitted = zip(weights, means + origin, covariances, responsibilities, strict=True)
-    return [GaussianMixture(*parts) for parts in fitted]
+    fitted = zip(weights, means, covariances, responsibilities, strict=True)
+    return [cast(GaussianMixture(*parts), dtype) for parts in fitted]
 
 
 def _start(x: Tensor, k: int, var_floor: float, covariance: str) -> tuple[Tensor, Tensor, Tensor]:
     m, n, d = x.shape
-    rows = torch.linspace(0, n - 1, k, dtype=torch.float64).round().long() if n >= k else torch.arange(k) % n
-    means = x[:, rows.to(x.device)]  # (M, K, d)
+    # Fractions: where a position ends in .5, rounding errors of linspace would decide which row is taken.
+    spaced = [round(Fraction(i * (n - 1), max(k - 1, 1))) for i in range(k)]
+    means = x[:, spaced if n >= k else [i % n for i in range(k)]]  # (M, K, d)
     weights = x.new_full((m, k), 1.0 / k)
     centred = x - x.mean(dim=1, keepdim=True)
     if covariance == "diag":
@@ -104,17 +106,35 @@ def _e_step(x: Tensor, weights: Tensor, means: Tensor, covariances: Tensor) -> T
     if covariances.dim() == 3:
         log_det = covariances.log().sum(dim=-1)
     else:
-        log_det = 2 * torch.linalg.cholesky(covariances).diagonal(dim1=-2, dim2=-1).log().sum(dim=-1)
-    log_norm = x.shape[-1] * math.log(2 * math.pi)  # the same for every k: kept for the formula's sake
-    log_density = -0.5 * (mahalanobis + (log_det + log_norm).unsqueeze(1))
+        log_det = 2 * cholesky(covariances).diagonal(dim1=-2, dim2=-1).log().sum(dim=-1)
+    log_density = -0.5 * (mahalanobis + log_det.unsqueeze(1))  # but for d log 2 pi, which is the same for every k
     return torch.softmax(weights.clamp_min(WEIGHT_FLOOR).log().unsqueeze(1) + log_density, dim=-1)
+
+
+def cholesky(covariances: Tensor) -> Tensor:
+    """Lower factors of (..., d, d); one that its own rounding has made indefinite gets the smallest ridge that helps.
+
+    That happens where a variance is far above the floor: stored in float32, or 1e15 times the floor.
+
+    Raises:
+        ValueError: when no ridge of rounding's size helps.
+    """
+    largest = covariances.diagonal(dim1=-2, dim2=-1).amax(dim=-1, keepdim=True)
+    failed = torch.zeros_like(largest)
+    for share in RIDGES:
+        covariances = covariances + torch.diag_embed((share * largest * (failed > 0)).expand(covariances.shape[:-1]))
+        factors, info = torch.linalg.cholesky_ex(covariances)
+        failed = info.unsqueeze(-1)
+        if not bool(failed.any()):
+            return factors
+    raise ValueError("covariances are not positive definite: look for features that are not finite, or raise var_floor")
 
 
 def squared_mahalanobis(diff: Tensor, covariances: Tensor) -> Tensor:
     """diff^T Sigma_k^{-1} diff (..., N, K) of differences (..., N, K, d); covariances (..., K, d) or (..., K, d, d)."""
     if covariances.dim() < diff.dim():
         return (diff.square() / covariances.unsqueeze(-3)).sum(dim=-1)
-    factor = torch.linalg.cholesky(covariances)
+    factor = cholesky(covariances)
     white = torch.linalg.solve_triangular(factor, diff.movedim(-3, -1), upper=False)  # (..., K, d, N)
     return white.square().sum(dim=-2).mT
 

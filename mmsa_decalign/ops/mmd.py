@@ -10,6 +10,8 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
+from .precision import widen
+
 MEDIAN_FLOOR = 1e-12  # all samples equal: any bandwidth gives the same kernel, 0 would give 0 / 0
 
 
@@ -36,6 +38,7 @@ def mmd(x: Tensor, y: Tensor, *, bandwidth: float | str | Sequence[float] = 1.0)
     """
     if x.dim() != 2 or y.dim() != 2 or x.shape[1] != y.shape[1] or 0 in (x.shape[0], y.shape[0]):
         raise ValueError(f"samples of shape {tuple(x.shape)} and {tuple(y.shape)}, expected (N, p) and (N', p), N >= 1")
+    dtype, x, y = x.dtype, widen(x), widen(y)
     xx, yy, xy = _squared_distances(x, x), _squared_distances(y, y), _squared_distances(x, y)
     if isinstance(bandwidth, str):
         if bandwidth != "median":
@@ -46,7 +49,7 @@ def mmd(x: Tensor, y: Tensor, *, bandwidth: float | str | Sequence[float] = 1.0)
         if not widths or not all(s > 0 for s in widths):
             raise ValueError(f"bandwidth={bandwidth!r}, expected positive squared lengths")
     terms = [_discrepancy(xx, yy, xy, s) for s in widths]
-    return torch.stack(terms).sum()
+    return torch.stack(terms).sum().to(dtype)
 
 
 def _discrepancy(xx: Tensor, yy: Tensor, xy: Tensor, s: float | Tensor) -> Tensor:
@@ -59,7 +62,7 @@ def _discrepancy(xx: Tensor, yy: Tensor, xy: Tensor, s: float | Tensor) -> Tenso
 
 
 def _squared_distances(x: Tensor, y: Tensor) -> Tensor:
-    # Differences first: |x|^2 + |y|^2 - 2 x.y cancels in float32 when the samples lie far from the origin.
+    # Differences first: |x|^2 + |y|^2 - 2 x.y cancels when the samples lie far from the origin.
     return torch.cdist(x, y, compute_mode="donot_use_mm_for_euclid_dist").square()
 
 

@@ -10,6 +10,8 @@ from typing import NamedTuple
 from torch import Tensor
 from torch.nn.functional import mse_loss
 
+from .precision import cast, widen
+
 VARIANCE_FLOOR = 1e-6  # a constant column has no skewness: 0 / floor^1.5 = 0 instead of 0 / 0
 
 
@@ -39,11 +41,12 @@ def batch_moments(z: Tensor) -> Moments:
     """
     if z.dim() != 2 or z.shape[0] < 1:
         raise ValueError(f"z has shape {tuple(z.shape)}, expected (N, p) with N >= 1")
+    dtype, z = z.dtype, widen(z)
     mean = z.mean(dim=0)
     centred = z - mean
     cov = centred.mT @ centred / max(z.shape[0] - 1, 1)
     variance = centred.square().mean(dim=0).clamp_min(VARIANCE_FLOOR)
-    return Moments(mean, cov, centred.pow(3).mean(dim=0) / variance.pow(1.5))
+    return cast(Moments(mean, cov, centred.pow(3).mean(dim=0) / variance.pow(1.5)), dtype)
 
 
 def moment_distance(a: Moments, b: Moments) -> Tensor:
@@ -57,4 +60,5 @@ def moment_distance(a: Moments, b: Moments) -> Tensor:
     """
     if a.mean.shape != b.mean.shape:
         raise ValueError(f"moments of {a.mean.shape[0]} and {b.mean.shape[0]} dimensions cannot be compared")
-    return mse_loss(a.mean, b.mean) + mse_loss(a.cov, b.cov) + mse_loss(a.skew, b.skew)
+    dtype, a, b = a.mean.dtype, widen(a), widen(b)
+    return (mse_loss(a.mean, b.mean) + mse_loss(a.cov, b.cov) + mse_loss(a.skew, b.skew)).to(dtype)

@@ -36,13 +36,13 @@ class DualSolution(NamedTuple):
 
 @torch.no_grad()
 def solve_dual(cost: Tensor, marginals: Sequence[Tensor], reg: float, tol: float, max_iter: int) -> DualSolution:
-    """Maximise the dual of `multimarginal_sinkhorn`; arguments as there, already checked."""
-    full_cost = cost.detach().double()
-    full = [nu.detach().double() for nu in marginals]
-    full = [nu / nu.sum() for nu in full]
-    keep = [nu.nonzero().squeeze(1) for nu in full]  # atoms without mass take no part: no log(0) anywhere below
-    c = full_cost[torch.meshgrid(*keep, indexing="ij")]
-    nus = [nu[index] for nu, index in zip(full, keep, strict=True)]
+    """Maximise the dual of `multimarginal_sinkhorn`; arguments as there, already checked, in float64, of sum 1."""
+    keep = [nu.nonzero().squeeze(1) for nu in marginals]  # atoms without mass take no part: no log(0) anywhere below
+    c = cost[torch.meshgrid(*keep, indexing="ij")]
+    # A constant in the cost moves the value, not the plan, and would cost digits.
+    least = c.min()
+    c = c - least
+    nus = [nu[index] for nu, index in zip(marginals, keep, strict=True)]
 
     potentials = [torch.zeros_like(nu) for nu in nus]
     n_iter = 0
@@ -64,14 +64,15 @@ def solve_dual(cost: Tensor, marginals: Sequence[Tensor], reg: float, tol: float
 
     # Constants can move between the potentials: settle them so that <f_m, nu_m> is the same for every m.
     shares = torch.stack([f @ nu for f, nu in zip(potentials, nus, strict=True)])
-    potentials = [f + (shares.mean() - own) for f, own in zip(potentials, shares, strict=True)]
+    share = shares.mean() + least / len(shares)
+    potentials = [f + (share - own) for f, own in zip(potentials, shares, strict=True)]
     plan = log_plan.exp()
     value = sum((f @ nu for f, nu in zip(potentials, nus, strict=True)), -reg * plan.sum())
-    full_plan = torch.zeros_like(full_cost)
+    full_plan = torch.zeros_like(cost)
     full_plan[torch.meshgrid(*keep, indexing="ij")] = plan
     full_potentials = tuple(
         torch.full_like(nu, -torch.inf).index_copy(0, index, f)
-        for nu, index, f in zip(full, keep, potentials, strict=True)
+        for nu, index, f in zip(marginals, keep, potentials, strict=True)
     )
     return DualSolution(value, full_plan, full_potentials, error, n_iter)
 
@@ -82,8 +83,8 @@ def marginal(plan: Tensor, axis: int) -> Tensor:
 
 
 def _stages(c: Tensor, reg: float, tol: float) -> list[tuple[float, float]]:
-    """(reg, tol) from an easy problem down to the one asked for."""
-    spread = float(c.max() - c.min())
+    """(reg, tol) from an easy problem down to the one asked for; the least cost is 0."""
+    spread = float(c.max())
     stages = [(reg, tol)]
     while spread / stages[0][0] > EASY_RANGE:
         stages.insert(0, (stages[0][0] * STAGE_FACTOR, max(STAGE_TOL, tol)))

@@ -16,7 +16,8 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from .mixture import GaussianMixture
+from .mixture import GaussianMixture, cholesky
+from .precision import cast, widen
 from .sinkhorn import marginal, solve_dual
 
 RELEASE_ROUNDS = 50  # the authors' release always does this many, converged or not
@@ -63,6 +64,7 @@ def gaussian_cost(
             f"mixtures with means {tuple(a.means.shape)}, {tuple(b.means.shape)} and covariances "
             f"{tuple(a.covariances.shape)}, {tuple(b.covariances.shape)}: expected one dimension, one covariance type"
         )
+    dtype, a, b = a.means.dtype, widen(a), widen(b)
     between_means = (a.means.unsqueeze(1) - b.means.unsqueeze(0)).square().sum(dim=-1)
     if a.covariances.dim() == 2:
         var_a, var_b = a.covariances.unsqueeze(1), b.covariances.unsqueeze(0)
@@ -73,13 +75,13 @@ def gaussian_cost(
     else:
         # tr (A^1/2 B A^1/2)^1/2 is the sum of the singular values of L_A^T L_B with A = L_A L_A^T: no matrix
         # square root, and a gradient that exists for repeated eigenvalues.
-        factor_a, factor_b = torch.linalg.cholesky(a.covariances), torch.linalg.cholesky(b.covariances)
+        factor_a, factor_b = cholesky(a.covariances), cholesky(b.covariances)
         product = factor_a.mT.unsqueeze(1) @ factor_b.unsqueeze(0)
         cross = torch.linalg.svdvals(product).sum(dim=-1)
         trace_a = a.covariances.diagonal(dim1=-2, dim2=-1).sum(dim=-1)
         trace_b = b.covariances.diagonal(dim1=-2, dim2=-1).sum(dim=-1)
         spread = trace_a.unsqueeze(1) + trace_b.unsqueeze(0) - 2 * cross
-    return (between_means + spread) * scale
+    return ((between_means + spread) * scale).to(dtype)
 
 
 def joint_cost(
@@ -99,13 +101,14 @@ def joint_cost(
     """
     if len(mixtures) < 2:
         raise ValueError(f"{len(mixtures)} mixtures, expected at least 2: one alone has nothing to be aligned with")
+    dtype, mixtures = mixtures[0].means.dtype, widen(mixtures)
     total = mixtures[0].means.new_zeros([1] * len(mixtures))
     for i, j in combinations(range(len(mixtures)), 2):
         pair = gaussian_cost(mixtures[i], mixtures[j], reduction=reduction, product_floor=product_floor)
         shape = [1] * len(mixtures)
         shape[i], shape[j] = pair.shape
         total = total + pair.reshape(shape)
-    return total
+    return total.to(dtype)
 
 
 def multimarginal_sinkhorn(
@@ -150,9 +153,9 @@ def multimarginal_sinkhorn(
         raise ValueError(f"tol={tol}, max_iter={max_iter}: expected a number above 0, and None or at least 1 round")
     if solver not in ("log", "release"):
         raise ValueError(f"solver={solver!r}, expected 'log' or 'release'")
-    marginals = _checked_marginals(cost, marginals)
+    dtype, cost, marginals = cost.dtype, widen(cost), _checked_marginals(cost, widen(marginals))
     if solver == "release":
-        return _release(cost, marginals, reg, tol, RELEASE_ROUNDS if max_iter is None else max_iter)
+        return cast(_release(cost, marginals, reg, tol, RELEASE_ROUNDS if max_iter is None else max_iter), dtype)
     solution = solve_dual(cost, marginals, reg, tol, 1000 if max_iter is None else max_iter)
     if not solution.error <= tol:
         warnings.warn(
@@ -161,13 +164,14 @@ def multimarginal_sinkhorn(
             RuntimeWarning,
             stacklevel=2,
         )
-    plan, potentials = solution.plan.to(cost.dtype), [f.to(cost.dtype) for f in solution.potentials]
     # The envelope theorem as a surrogate: the added terms are exactly zero, their gradients are P and f_m.
-    value = solution.value.to(cost.dtype) + (plan * (cost - cost.detach())).sum()
-    for f, nu in zip(potentials, marginals, strict=True):
+    value = solution.value + (solution.plan * (cost - cost.detach())).sum()
+    for f, nu in zip(solution.potentials, marginals, strict=True):
         # Where the marginal is zero f is -inf, but so flat is everything upstream that any finite number will do.
         value = value + (torch.where(nu > 0, f, torch.zeros_like(f)) * (nu - nu.detach())).sum()
-    return TransportResult(value, plan, tuple(potentials), solution.error, solution.n_iter, solution.error <= tol)
+    reached = solution.error <= tol
+    result = TransportResult(value, solution.plan, solution.potentials, solution.error, solution.n_iter, reached)
+    return cast(result, dtype)
 
 
 def _release(cost: Tensor, marginals: list[Tensor], reg: float, tol: float, rounds: int) -> TransportResult:

@@ -39,6 +39,9 @@ def test_moment_distance_weighs_each_moment_by_its_entries():
     assert ops.moment_distance(a, b).item() == 4 / 2 + 16 / 4 + 36 / 2
     with pytest.raises(ValueError, match="cannot be compared"):
         ops.moment_distance(a, ops.batch_moments(torch.zeros(3, 5)))
+    for z in (torch.zeros(3), torch.zeros(0, 3), torch.zeros(2, 2, 2)):
+        with pytest.raises(ValueError, match="expected \\(N, p\\)"):
+            ops.batch_moments(z)
 
 
 @pytest.mark.parametrize("bandwidth", [0.5, "median", [0.5, 2.0, 8.0]])
@@ -70,12 +73,29 @@ def test_mmd_far_from_the_origin_in_float32():
     assert_same(shifted, ops.mmd(torch.tensor(x), torch.tensor(y)), 1e-3)
 
 
-@pytest.mark.parametrize(("bandwidth", "message"), [(0.0, "positive"), ([], "positive"), ("mean", "'median'")])
+def test_the_median_bandwidth_has_a_floor_where_most_points_coincide():
+    x, y = torch.zeros(3, 1, dtype=torch.float64), torch.zeros(3, 1, dtype=torch.float64)
+    y[0] = 1e-6  # so that |y - 0|^2 / 2 is half the floor of 1e-12
+    near = math.exp(-0.5)
+    expected = 1 + (5 + 4 * near) / 9 - 2 * (6 + 3 * near) / 9
+    assert_same(ops.mmd(x, y, bandwidth="median"), expected, 1e-12)
+
+
+@pytest.mark.parametrize(
+    ("bandwidth", "message"), [(0.0, "positive"), ([], "positive"), ([1.0, -1.0], "positive"), ("mean", "'median'")]
+)
 def test_mmd_refuses(bandwidth, message):
     with pytest.raises(ValueError, match=message):
         ops.mmd(torch.zeros(2, 2), torch.zeros(2, 2), bandwidth=bandwidth)
+
+
+@pytest.mark.parametrize(
+    ("one", "other"), [((2, 2), (2, 3)), ((0, 2), (2, 2)), ((2, 2), (0, 2)), ((2,), (2, 2)), ((2, 2), (2,))]
+)
+def test_mmd_refuses_shapes(one, other):
     with pytest.raises(ValueError, match="expected \\(N, p\\)"):
-        ops.mmd(torch.zeros(2, 2), torch.zeros(2, 3))
+        ops.mmd(torch.zeros(one), torch.zeros(other))
+    assert ops.mmd(torch.zeros(1, 1), torch.zeros(2, 1)).item() == 0.0
 
 
 def test_decoupling_conventions():
@@ -86,7 +106,8 @@ def test_decoupling_conventions():
     assert ops.decoupling_loss([s, s], [c, t]).item() == 0.5  # the mean over modalities
     assert ops.decoupling_loss([s, s], [c, s], power=1).item() == 0.0  # the sum over modalities: -1 + 1
     assert ops.decoupling_loss([s], [0 * c]).item() == 0.0
-    for unique, common, power, message in (([s], [], 2, "one pair"), ([s], [s], 3, "power=3")):
+    refused = (([s], [], 2, "one pair"), ([], [], 2, "one pair"), ([s], [s], 3, "power=3"), ([s], [s[0]], 2, "differ"))
+    for unique, common, power, message in refused:
         with pytest.raises(ValueError, match=message):
             ops.decoupling_loss(unique, common, power=power)
 
@@ -138,8 +159,16 @@ def test_gradients_of_the_composed_losses(modalities, covariance):
     assert torch.autograd.gradcheck(homo, features, atol=1e-5, rtol=1e-3)
 
 
-def test_one_modality_alone_is_refused():
-    with pytest.raises(ValueError, match="M >= 2"):
-        ops.hetero_loss([tensor(4, 2)], n_components=2)
-    with pytest.raises(ValueError, match="at least 2"):
-        ops.homo_loss([tensor(4, 2)])
+def test_one_modality_alone_and_unequal_ones_are_refused():
+    x, mixture = tensor(4, 2), ops.fit_gaussian_mixture(tensor(4, 2), 2)
+    for features in ([x], [x, tensor(5, 2)], [tensor(4), tensor(4)], [x[None], x[None]]):
+        with pytest.raises(ValueError, match="M >= 2"):
+            ops.hetero_loss(features, n_components=2)
+    for features in ([x], [x, tensor(5, 2)]):
+        with pytest.raises(ValueError, match="at least 2"):
+            ops.homo_loss(features)
+    for features, mixtures in (([x], [mixture]), ([x, x], [mixture]), ([x, x], [mixture] * 3)):
+        with pytest.raises(ValueError, match="M >= 2 of each"):
+            ops.prototype_loss(features, mixtures)
+    with pytest.raises(ValueError, match="'mean' or 'sum'"):
+        ops.prototype_loss([x, x], [mixture, mixture], reduction="max")

@@ -8,6 +8,7 @@ import torch
 from scipy.stats import multivariate_normal
 
 from mmsa_decalign import ops
+from mmsa_decalign.ops.mixture import _e_step, _m_step, cholesky
 from tests.conftest import assert_same
 
 RNG = np.random.default_rng(0)
@@ -52,6 +53,10 @@ def test_the_start_is_evenly_spaced_rows_and_the_batch_variance():
     assert_same(fit.covariances, np.full((4, 1), np.var(np.arange(10.0))), 1e-6)
     few = ops.fit_gaussian_mixture(x[:2], 5, n_iter=0)
     assert few.means.flatten().tolist() == [0.0, 1.0, 0.0, 1.0, 0.0]
+    assert ops.fit_gaussian_mixture(x[:4], 4, n_iter=0).means.flatten().tolist() == [0.0, 1.0, 2.0, 3.0]
+    # 119.5 rounds to even, whatever the rounding errors of 239 / 14 say.
+    many = torch.arange(240.0, dtype=torch.float64).unsqueeze(1)
+    assert ops.fit_gaussian_mixture(many, 15, n_iter=0).means[7].item() == 120.0
 
 
 @pytest.mark.parametrize("covariance", ["diag", "full"])
@@ -74,6 +79,53 @@ def test_identical_samples_and_empty_components_stay_finite():
         assert bool(torch.isfinite(grad).all())
 
 
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32], ids=str)
+@pytest.mark.parametrize("scale", [1e2, 1e5, 1e8])
+def test_full_covariances_of_few_wide_samples_are_factored(dtype, scale):
+    """Rank 4 in 12 dimensions with a floor of rounding's size: as stored, the matrices have eigenvalues below 0."""
+    x = (torch.tensor(RNG.normal(size=(5, 12))) * scale).to(dtype).requires_grad_()
+    fit = ops.fit_gaussian_mixture(x, 2, covariance="full", n_iter=2)
+    assert bool(torch.isfinite(fit.responsibilities).all())
+    cost = ops.gaussian_cost(fit, fit)
+    (gradient,) = torch.autograd.grad(cost.sum(), x)
+    assert bool(torch.isfinite(gradient).all())
+    assert_same(cost.diagonal() / scale**2, [0.0, 0.0], 1e-4)
+    assert float(cost[0, 1].detach()) > 0.1 * scale**2
+
+
+@pytest.mark.parametrize("covariance", ["diag", "full"])
+def test_a_component_without_samples_has_the_floor_as_its_mass(covariance):
+    x = torch.arange(5.0, dtype=torch.float64).unsqueeze(1)
+    responsibilities = torch.tensor([[1.0, 0.0, 0.0]], dtype=torch.float64).expand(5, 3)
+    weights, means, covariances = _m_step(x[None], responsibilities[None], 1e-4, covariance)
+    assert weights[0].tolist() == pytest.approx([1.0, 1e-6 / 5, 1e-6 / 5], rel=1e-12)
+    assert means[0, :, 0].tolist() == [2.0, 0.0, 0.0]
+    assert covariances[0].flatten().tolist()[1:] == [1e-4, 1e-4]
+
+
+def test_a_component_without_weight_is_a_hundred_millionth_as_likely():
+    x, means = torch.zeros(1, 1, 1, dtype=torch.float64), torch.zeros(1, 2, 1, dtype=torch.float64)
+    weights = torch.tensor([[1.0, 0.0]], dtype=torch.float64)
+    responsibilities = _e_step(x, weights, means, torch.ones_like(means))
+    assert responsibilities[0, 0, 1].item() == pytest.approx(1e-8, rel=1e-6)
+
+
+def test_only_what_rounding_has_spoilt_gets_a_ridge():
+    good = 1e6 * torch.eye(2, dtype=torch.float64)
+    spoilt = torch.tensor([[1.0, 1.0 + 1e-11], [1.0 + 1e-11, 1.0]], dtype=torch.float64)
+    negative = torch.tensor([[-1e-17, 0.0], [0.0, 1.0]], dtype=torch.float64)
+    matrices = torch.stack([good, spoilt, negative]).unsqueeze(0)
+    factors = cholesky(matrices)
+    assert torch.equal(factors[0, 0], 1e3 * torch.eye(2, dtype=torch.float64))
+    added = factors @ factors.mT - matrices
+    assert 1e-11 < float(added[0, 1].abs().max()) < 2e-9
+    assert 1e-16 < float(added[0, 2].abs().max()) < 2e-15
+    with pytest.raises(ValueError, match="not positive definite"):
+        cholesky(torch.stack([good, -good]))
+    with pytest.raises(ValueError, match="not finite"):
+        ops.fit_gaussian_mixture(torch.full((3, 2), torch.nan), 1, covariance="full")
+
+
 @pytest.mark.parametrize("covariance", ["diag", "full"])
 def test_gradients(covariance):
     x = torch.tensor(RNG.normal(size=(6, 2)), requires_grad=True)
@@ -89,6 +141,9 @@ def test_gradients(covariance):
     [
         (torch.zeros(3), {}, "expected \\(N, d\\)"),
         (torch.zeros(0, 3), {}, "N, d >= 1"),
+        (torch.zeros(3, 0), {}, "N, d >= 1"),
+        (torch.zeros(3, 3, dtype=torch.int64), {}, "call .float\\(\\)"),
+        (torch.zeros(3, 3), {"n_components": 0}, "n_components=0"),
         (torch.zeros(3, 3), {"n_iter": -1}, "n_iter=-1"),
         (torch.zeros(3, 3), {"var_floor": 0.0}, "var_floor=0.0"),
         (torch.zeros(3, 3), {"covariance": "tied"}, "'diag' or 'full'"),
@@ -96,4 +151,4 @@ def test_gradients(covariance):
 )
 def test_refused_input(x, options, message):
     with pytest.raises(ValueError, match=message):
-        ops.fit_gaussian_mixture(x, 2, **options)
+        ops.fit_gaussian_mixture(x, **{"n_components": 2} | options)

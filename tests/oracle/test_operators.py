@@ -1,155 +1,247 @@
-"""Every operator against its NumPy twin: values in float64 and float32, all options, on every device that is there."""
+"""Every operator against its NumPy twin: values and gradients, in float64 and float32, all options, on every device.
+
+The table of cases and the tolerances are those of `mmsa verify`; here are also drawn sizes and numbers.
+"""
 
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable
-from typing import Any
+import warnings
 
 import numpy as np
 import pytest
 import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from oracle_draws import drawn_case
+from torch.utils._python_dispatch import TorchDispatchMode
 
-from mmsa_decalign import ops, reference
+from mmsa_decalign import ops, reference, verify
+from mmsa_decalign.verify import comparison, table
+from mmsa_decalign.verify.comparison import (
+    GRADIENT_TOLERANCE,
+    TOLERANCE,
+    Case,
+    gradient_error,
+    leaves,
+    to_tensors,
+    value_error,
+)
 
-DEVICES = ["cpu"] + (["cuda"] if torch.cuda.is_available() else [])
-# Relative to the size of the values compared; float32 loses digits in every sum over d and N, and EM repeats them.
-TOLERANCE = {torch.float64: 1e-9, torch.float32: 2e-4}
-SHAPES = [(1, 1, 1), (2, 3, 4), (16, 4, 3), (33, 8, 5)]  # samples N, width d, prototypes K
-
-
-def batch(n, d, modalities, seed=0, offset=0.0):
-    rng = np.random.default_rng([n, d, modalities, seed])
-    return [rng.normal(size=(n, d)) + offset + m / 2 for m in range(modalities)]
-
-
-def leaves(value: Any) -> list[Any]:
-    """The numbers in a result record, in order."""
-    if isinstance(value, (tuple, list)):
-        return [leaf for item in value for leaf in leaves(item)]
-    return [value]
-
-
-def close(actual: Any, expected: Any, dtype: torch.dtype) -> None:
-    actual, expected = leaves(actual), leaves(expected)
-    assert len(actual) == len(expected)
-    for a, e in zip(actual, expected, strict=True):
-        a = a.detach().cpu().double().numpy() if isinstance(a, torch.Tensor) else np.asarray(a)
-        e = np.asarray(e)
-        assert a.shape == e.shape
-        finite = np.isfinite(e)
-        np.testing.assert_array_equal(np.isfinite(a), finite)
-        scale = max(1.0, float(np.abs(e[finite]).max(initial=0.0)))
-        np.testing.assert_allclose(a[finite], e[finite], rtol=0, atol=TOLERANCE[dtype] * scale)
-
-
-def to_torch(value: Any, dtype: torch.dtype, device: str) -> Any:
-    if isinstance(value, tuple) and hasattr(value, "_fields"):
-        twin = getattr(ops, type(value).__name__)
-        return twin(*[to_torch(item, dtype, device) for item in value])
-    if isinstance(value, (list, tuple)):
-        return [to_torch(item, dtype, device) for item in value]
-    return torch.tensor(value, dtype=dtype, device=device) if isinstance(value, np.ndarray) else value
-
-
-def run(name: str, arguments: list[Any], options: dict[str, Any], dtype: torch.dtype, device: str, part: Callable):
-    expected = part(getattr(reference, name)(*arguments, **options))
-    actual = part(getattr(ops, name)(*to_torch(arguments, dtype, device), **options))
-    close(actual, expected, dtype)
-
-
-def whole(result: Any) -> Any:
-    return result
-
-
-def transport_values(result: Any) -> Any:
-    return result.value, result.plan, result.potentials
-
-
-def hetero_values(result: Any) -> Any:
-    return result.value, result.transport, result.prototype
-
-
-def mixtures_of(features, k, covariance="diag"):
-    return [reference.fit_gaussian_mixture(x, k, covariance=covariance, var_floor=1e-2) for x in features]
-
-
-def cases():
-    """(operator, arguments, options, what is compared) over the shapes and options of each operator."""
-    for n, d, k in SHAPES:
-        for modalities in (2, 3, 4):
-            x = batch(n, d, modalities)
-            tensors = [np.stack([v, v[::-1] * 2, v + 1], axis=2) for v in x]
-            for power in (1, 2):
-                yield "decoupling_loss", [tensors, tensors[::-1]], {"power": power}, whole
-            for bandwidth in (0.5, "median", [0.5, 2.0]):
-                yield "homo_loss", [x], {"bandwidth": bandwidth}, whole
-            for reduction in ("mean", "sum"):
-                for mahalanobis in (False, True):
-                    options = {"reduction": reduction, "mahalanobis": mahalanobis}
-                    for covariance in ("diag", "full"):
-                        yield "prototype_loss", [x, mixtures_of(x, k, covariance)], options, whole
-                yield "joint_cost", [mixtures_of(x, k)], {"reduction": reduction}, whole
-                for covariance in ("diag", "full"):
-                    for solver in ("log", "release"):
-                        options = {"n_components": k, "reg": 0.3, "reduction": reduction, "covariance": covariance,
-                                   "mahalanobis": True, "solver": solver, "var_floor": 1e-2}  # fmt: skip
-                        yield "hetero_loss", [x], options, hetero_values
-            rng = np.random.default_rng(7)
-            cost, marginals = rng.random([k + 1] * modalities), rng.random((modalities, k + 1))
-            marginals[0, 0] = 0.0
-            marginals = list(marginals / marginals.sum(axis=1, keepdims=True))
-            for reg in (0.05, 1.0):
-                for solver in ("log", "release"):
-                    options = {"reg": reg, "solver": solver}
-                    yield "multimarginal_sinkhorn", [cost, marginals], options, transport_values
-        one, other = batch(n, d, 2)
-        for covariance in ("diag", "full"):
-            yield "fit_gaussian_mixture", [one, k], {"covariance": covariance, "var_floor": 1e-2}, whole
-            for product_floor in (0.0, 1e-8) if covariance == "diag" else (0.0,):
-                pair = mixtures_of([one, other], k, covariance)
-                yield "gaussian_cost", pair, {"product_floor": product_floor}, whole
-        yield "batch_moments", [one], {}, whole
-        yield "moment_distance", [reference.batch_moments(one), reference.batch_moments(other)], {}, whole
-        for bandwidth in (0.5, "median", [0.5, 2.0, 8.0]):
-            yield "mmd", [one, other], {"bandwidth": bandwidth}, whole
-
-
-CASES = list(cases())
+CASES = list(verify.cases())
 OPERATORS = sorted(name for name in ops.__all__ if inspect.isfunction(getattr(ops, name)))
 
+on_every_device = pytest.mark.parametrize("device", [str(device) for device in verify.devices_here()])
+in_every_type = pytest.mark.parametrize("dtype", list(TOLERANCE), ids=str)
+of_every_operator = pytest.mark.parametrize("operator", OPERATORS)
 
-@pytest.mark.parametrize("device", DEVICES)
-@pytest.mark.parametrize("dtype", list(TOLERANCE), ids=str)
-@pytest.mark.parametrize("operator", OPERATORS)
+
+def entries(operator: str) -> list[Case]:
+    own = [case for case in CASES if case.operator == operator]
+    assert own, f"{operator} has no entry in the table"
+    return own
+
+
+@on_every_device
+@in_every_type
+@of_every_operator
 def test_operator_equals_reference(operator, dtype, device):
-    mine = [case for case in CASES if case[0] == operator]
-    assert mine, f"{operator} has no entry in the table"
-    for name, arguments, options, part in mine:
-        run(name, arguments, options, dtype, device, part)
+    for case in entries(operator):
+        assert value_error(case, dtype, device) <= TOLERANCE[dtype], case
 
 
-def test_a_wrong_operator_is_noticed(monkeypatch):
-    """The comparison itself can fail: a factor of 1.001 in one operator is seen."""
-    original = ops.mmd
-    monkeypatch.setattr(ops, "mmd", lambda *a, **k: original(*a, **k) * 1.001)
-    with pytest.raises(AssertionError):
-        test_operator_equals_reference("mmd", torch.float64, "cpu")
+@on_every_device
+@in_every_type
+@of_every_operator
+def test_gradient_is_the_references_slope(operator, dtype, device):
+    assert any(case.differentiated for case in entries(operator))
+    for case in entries(operator):
+        assert gradient_error(case, dtype, device) <= GRADIENT_TOLERANCE[dtype], case
 
 
-@pytest.mark.parametrize("solver", ["log", "release"])
-def test_gradient_of_hetero_loss_is_the_references_slope(solver):
-    """Central differences of the NumPy value along random directions."""
-    x = batch(12, 3, 3)
-    options = {"n_components": 3, "reg": 0.4, "solver": solver}
-    if solver == "log":
-        options["tol"] = 1e-13
-    inputs = [torch.tensor(v, requires_grad=True) for v in x]
-    grads = torch.autograd.grad(ops.hetero_loss(inputs, **options).value, inputs)
-    rng = np.random.default_rng(3)
-    for _ in range(3):
-        step = [rng.normal(size=v.shape) for v in x]
-        ends = [reference.hetero_loss([v + s * h for v, h in zip(x, step, strict=True)], **options).value
-                for s in (1e-5, -1e-5)]
-        slope = sum(float((g * torch.tensor(h)).sum()) for g, h in zip(grads, step, strict=True))
-        assert slope == pytest.approx((ends[0] - ends[1]) / 2e-5, rel=1e-5, abs=1e-7)
+@on_every_device
+@in_every_type
+@of_every_operator
+@given(data=st.data())
+def test_operator_equals_reference_on_drawn_input(operator, dtype, device, data):
+    case = data.draw(drawn_case(operator))
+    assert value_error(case, dtype, device) <= TOLERANCE[dtype]
+
+
+@in_every_type
+@of_every_operator
+@given(data=st.data())
+def test_gradients_on_drawn_input_are_finite(operator, dtype, data):
+    case = data.draw(drawn_case(operator))
+    inputs: list[torch.Tensor] = []
+    arguments = to_tensors(case, dtype, "cpu", inputs)
+    outputs = leaves(case.differentiated(getattr(ops, operator)(*arguments, **case.options)))
+    for gradient in torch.autograd.grad(sum(x.sum() for x in outputs), inputs, allow_unused=True):
+        assert gradient is None or bool(torch.isfinite(gradient).all())
+
+
+@pytest.mark.parametrize("covariance", ["diag", "full"])
+@pytest.mark.parametrize("dtype", list(TOLERANCE), ids=str)
+def test_the_largest_sizes(covariance, dtype):
+    """N = 512, d = 128 and K = 32 at once (K = 4 with full covariances: the reference takes matrix roots)."""
+    x = table.batch(512, 128, 2)
+    options = {"n_components": 32 if covariance == "diag" else 4, "covariance": covariance, "var_floor": 1e-2}
+    case = Case("hetero_loss", (x,), options, comparison.loss_numbers)
+    assert value_error(case, dtype, "cpu") <= TOLERANCE[dtype]
+
+
+@of_every_operator
+def test_gradcheck(operator):
+    """Against differences of the operator itself, for the small cases of the table: every entry of every input."""
+    most = 15 if operator == "hetero_loss" else 90
+    sizes = [sum(map(np.size, leaves(case.arguments))) for case in entries(operator)]
+    small = [case for case, size in zip(entries(operator), sizes, strict=True) if case.differentiated and size < most]
+    assert max(map(np.size, leaves([case.arguments for case in small]))) >= 6
+    for case in small:
+        inputs: list[torch.Tensor] = []
+        to_tensors(case, torch.float64, "cpu", inputs)
+        if operator == "multimarginal_sinkhorn":  # logits: a marginal keeps its sum and its zeros
+            case = case._replace(options=case.options | {"tol": 1e-13})
+            inputs = [x.detach().log().requires_grad_() if x.dim() == 1 else x for x in inputs]
+
+        def numbers(*tensors, case=case):
+            given_back = iter(tensors)
+
+            def replacement(array):
+                tensor = next(given_back)
+                return tensor.softmax(0) if operator == "multimarginal_sinkhorn" and array.ndim == 1 else tensor
+
+            arguments = comparison.convert(case.arguments, replacement, ops)
+            return tuple(leaves(case.differentiated(getattr(ops, operator)(*arguments, **case.options))))
+
+        assert torch.autograd.gradcheck(numbers, inputs, eps=1e-5, atol=1e-6, rtol=1e-4, check_batched_grad=False)
+
+
+# Precision: no product of matrices in float32, which TF32 and autocast would round to 10 bits or fewer
+
+PRODUCTS = ("mm", "bmm", "addmm", "baddbmm", "mv", "dot", "matmul", "linalg", "cholesky", "triangular", "cdist")
+
+
+class Products(TorchDispatchMode):
+    """Remembers the types of the tensors that go into products and factorisations."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.types: set[torch.dtype] = set()
+
+    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+        if any(word in function.__name__ for word in PRODUCTS):
+            self.types |= {arg.dtype for arg in args if isinstance(arg, torch.Tensor)}
+        return function(*args, **(kwargs or {}))
+
+
+def product_types(case: Case) -> set[torch.dtype]:
+    """Types of the products in a float32 call of an operator and in its backward pass."""
+    inputs: list[torch.Tensor] = []
+    arguments = to_tensors(case, torch.float32, "cpu", inputs)
+    with Products() as seen:
+        outputs = leaves(comparison.value_only(getattr(ops, case.operator)(*arguments, **case.options))
+                         if case.operator == "multimarginal_sinkhorn"
+                         else getattr(ops, case.operator)(*arguments, **case.options))  # fmt: skip
+        total = sum(x.sum() for x in outputs if isinstance(x, torch.Tensor) and x.requires_grad)
+        torch.autograd.grad(total, inputs, allow_unused=True)
+    return seen.types - {torch.int32, torch.int64}
+
+
+def test_no_product_in_float32():
+    found: dict[str, set[torch.dtype]] = {}
+    for case in CASES:
+        if np.size(leaves(case.arguments)[0]) < 10:
+            found.setdefault(case.operator, set()).update(product_types(case))
+    assert set(found) == set(OPERATORS)
+    assert found["fit_gaussian_mixture"] == found["gaussian_cost"] == found["mmd"] == {torch.float64}
+    assert set().union(*found.values()) == {torch.float64}
+
+
+def test_a_product_in_float32_is_found():
+    with Products() as seen:
+        torch.ones(2, 2) @ torch.ones(2, 2)
+        torch.linalg.solve_triangular(torch.eye(2), torch.eye(2), upper=False)
+    assert seen.types == {torch.float32}
+
+
+@of_every_operator
+def test_autocast_changes_nothing(operator):
+    for case in entries(operator):
+        with torch.autocast("cpu", dtype=torch.bfloat16):
+            error = value_error(case, torch.float32, "cpu")
+        assert error <= TOLERANCE[torch.float32], case
+
+
+# The table and the comparison themselves
+
+
+def records(value):
+    """Names of all records in a result."""
+    if isinstance(value, tuple | list):
+        own = {type(value).__name__} if hasattr(value, "_fields") else set()
+        return own.union(*(records(item) for item in value))
+    return set()
+
+
+def test_every_public_name_is_in_the_table():
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", RuntimeWarning)
+        results = [getattr(ops, c.operator)(*to_tensors(c, torch.float64, "cpu"), **c.options) for c in CASES]
+    assert {case.operator for case in CASES} | records(results) == set(ops.__all__)
+
+
+def test_every_option_of_an_operator_is_in_the_table():
+    """Each keyword of each operator has a case that sets it, but for those that only limit the rounds."""
+    for operator in OPERATORS:
+        keywords = inspect.signature(getattr(ops, operator)).parameters.values()
+        named = {p.name for p in keywords if p.kind is p.KEYWORD_ONLY} - {"n_iter", "max_iter", "tol", "product_floor"}
+        assert named <= {option for case in entries(operator) for option in case.options}, operator
+
+
+def wrong(monkeypatch, operator, change):
+    original = getattr(ops, operator)
+    monkeypatch.setattr(ops, operator, lambda *a, **k: change(original(*a, **k)))
+
+
+@pytest.mark.parametrize("dtype", list(TOLERANCE), ids=str)
+def test_a_wrong_value_and_a_wrong_gradient_are_noticed(monkeypatch, dtype):
+    case = entries("joint_cost")[-1]
+    assert value_error(case, dtype, "cpu") < TOLERANCE[dtype]
+    with monkeypatch.context() as patch:
+        wrong(patch, "joint_cost", lambda x: x * (1 + 1e-5))
+        assert 0.9e-5 < value_error(case, dtype, "cpu") < 1.1e-5
+        assert 0.5e-5 < gradient_error(case, dtype, "cpu") < 2e-5
+    with monkeypatch.context() as patch:
+        wrong(patch, "joint_cost", lambda x: x.detach() + 0 * x)
+        assert value_error(case, dtype, "cpu") < TOLERANCE[dtype]
+        assert gradient_error(case, dtype, "cpu") > 0.5
+
+
+@pytest.mark.parametrize(
+    "change",
+    [lambda x: x * torch.nan, lambda x: x / 0, lambda x: x.expand(1), lambda x: x.half()],
+    ids=["NaN", "infinite", "shape", "type"],
+)
+def test_a_result_that_is_no_number_of_the_right_kind_is_infinitely_wrong(monkeypatch, change):
+    wrong(monkeypatch, "mmd", change)
+    assert value_error(entries("mmd")[0], torch.float32, "cpu") == np.inf
+
+
+def test_where_the_reference_is_infinite_the_operator_must_be():
+    minus = np.array([-np.inf, 1.0])
+    assert comparison.error_of([minus], [minus]) == 0.0
+    assert comparison.error_of([np.array([-1e300, 1.0])], [minus]) == np.inf
+    assert comparison.error_of([minus], [np.array([0.0, 1.0])]) == np.inf
+    assert comparison.error_of([np.array([3.0, 1.0])], [np.array([4.0, 1.0])]) == 0.25
+    assert comparison.error_of([np.array([3.0])], [np.array([4.0])], unit=10.0) == 0.1
+
+
+def test_reference_and_operator_see_the_same_rounded_numbers():
+    case = Case("batch_moments", (np.array([[0.1], [0.2]]),))
+    (seen,) = comparison.rounded(case, torch.float32).arguments
+    assert seen.tolist() == [[float(np.float32(0.1))], [float(np.float32(0.2))]]
+    assert comparison.rounded(case, torch.float64).arguments[0].tolist() == [[0.1], [0.2]]
+    assert isinstance(comparison.rounded(CASES[-1], torch.float32).arguments, list)
+    mixture = reference.fit_gaussian_mixture(np.eye(2), 2)
+    assert isinstance(to_tensors(Case("joint_cost", ([mixture],)), torch.float32, "cpu")[0][0], ops.GaussianMixture)
