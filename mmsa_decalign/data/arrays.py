@@ -25,7 +25,7 @@ def as_strings(values: Any, where: str) -> list[str]:
 def _array(values: Any, where: str, kinds: str, expected: str) -> np.ndarray:
     try:
         array = np.asarray(values)
-    except (ValueError, TypeError):  # rows of different shapes
+    except (ValueError, TypeError, OverflowError):  # rows of different shapes
         raise InputError(f"{where} is a {type(values).__name__} of unequal rows; expected {expected}.\n"
                          "Pad the rows to one length with zeros.") from None
     if array.dtype.kind not in kinds:
@@ -69,13 +69,16 @@ def length_array(values: Any, where: str) -> np.ndarray:
 
 def _float32(array: np.ndarray) -> np.ndarray:
     with np.errstate(over="ignore"):  # what float32 cannot hold becomes Inf and is then reported as such
-        return array.astype(np.float32, copy=False)
+        # Also in rows and writable, since torch wants it so: a copy made later would stay beside this one.
+        return np.require(array, np.float32, "CWA")
 
 
 def _int64(array: np.ndarray, where: str, expected: str) -> np.ndarray:
+    if array.dtype == np.float16:  # has no 2**53
+        array = array.astype(np.float32)
     if array.dtype.kind == "f" and not ((array == np.rint(array)) & (abs(array) < 2**53)).all():
         raise InputError(f"{where} holds fractions, NaN or Inf; expected {expected}.\nWrite it as integers.")
-    return array.astype(np.int64, copy=False)
+    return np.require(array, np.int64, "CWA")
 
 
 def _blocks(array: np.ndarray) -> Iterator[slice]:

@@ -1,24 +1,22 @@
-"""Reading feature files: a pickle is a program, so only the few parts that feature files are made of are let in.
+"""Reading feature files: pickles in MMSA's layout through the restricted unpickler, and files of `mmsa data convert`.
 
-`read_pickle` is the safe door (containers, strings, numbers, NumPy arrays) and turns every way a download goes wrong
-into one sentence; `read_features` adds the hash, MMSA's override files and the checks of `schema`. What may change
-here: further names in `_ADMITTED`, each of which must be harmless with any arguments.
+`read_file` is the safe door: `unpickling` or `mapped`, whichever the content calls for, with every way in which a file
+can be wrong turned into one sentence; `read_features` adds the hash, MMSA's override files and the checks of `schema`.
+What may change here: further formats, recognised by their first bytes.
 """
 
 from __future__ import annotations
 
-import codecs
-import collections
 import hashlib
 import os
-import pickle
+import stat
 from pathlib import Path
 from typing import Any, BinaryIO, NoReturn
 
-import numpy as np
-
 from ..errors import InputError
+from . import unpickling
 from .arrays import as_strings
+from .mapped import looks_mapped, read_mapped, source_of
 from .schema import MODALITIES, SPLITS, Features, check_splits, features_from_dict, require_key
 
 _GET_ANOTHER = "Fetch the file again from its publisher, or try `mmsa data synth` for data made here."
@@ -39,12 +37,12 @@ def read_features(
     InputError for anything that cannot be used.
     """
     main = Path(path).expanduser()
-    data = read_pickle(main)
+    data = read_file(main)
     check_splits(data, main)
     given = {m: Path(p).expanduser() for m, p in zip(MODALITIES, (text, audio, vision), strict=True) if p is not None}
     data = {name: dict(data[name]) for name in SPLITS}  # files exist whose splits share one dictionary
     for modality, source in given.items():
-        _override(data, modality, read_pickle(source), main, source)
+        _override(data, modality, read_file(source), main, source)
     hashes = {modality: sha256_of(source) for modality, source in given.items()}
     return features_from_dict(data, main, sha256_of(main), sources=given, overrides=hashes)
 
@@ -58,82 +56,68 @@ def sha256_of(path: str | os.PathLike[str]) -> str:
     return digest.hexdigest()
 
 
-def read_pickle(path: str | os.PathLike[str]) -> Any:
-    """The object in a pickle made of builtin containers, strings, numbers and NumPy arrays. Raises InputError."""
+def read_file(path: str | os.PathLike[str]) -> Any:
+    """What a feature file holds: the object in a pickle made of builtin containers, strings, numbers and NumPy arrays,
+    or {split: {key: array or list of strings}} of a file of `mmsa data convert`, its arrays mapped. Raises InputError.
+    """
     path = Path(path).expanduser()
     with _open(path) as file:
-        _refuse_other_formats(path, file)
-        try:
-            return _Unpickler(file, path).load()
-        except InputError:
-            raise
-        except MemoryError:
-            raise InputError(f"{path}: needs more memory than there is, or is damaged.\n{_GET_ANOTHER}") from None
-        except OSError as error:
-            raise InputError(f"{path}: cannot be read ({error.strerror or error}).") from None
-        except Exception as error:  # a damaged pickle may raise anything
-            _explain(path, file, error)
+        return read_open(path, file)
 
 
-class _Unpickler(pickle.Unpickler):
-    """Looks names up in `_ADMITTED` alone: no module that a file names is ever imported."""
-
-    def __init__(self, file: BinaryIO, path: Path) -> None:
-        super().__init__(file)
-        self._path = path
-
-    def find_class(self, module: str, name: str) -> Any:
-        try:
-            return _ADMITTED[module, name]
-        except KeyError:
-            raise InputError(
-                f"{self._path}: the pickle asks for {module}.{name}; only containers, strings, numbers and "
-                "NumPy arrays are read.\nWrite the file again from plain dictionaries, lists and arrays."
-            ) from None
-
-    def persistent_load(self, pid: Any) -> NoReturn:
-        raise InputError(f"{self._path}: the pickle refers to data outside itself; expected a self-contained file.\n"
-                         "Write it with pickle.dump from plain dictionaries, lists and arrays.")
+def read_open(path: Path, file: BinaryIO) -> Any:
+    """As `read_file`, from a file that is open for reading bytes, at its start; `path` is for messages."""
+    try:
+        head = _refuse_other_formats(path, file)
+        return read_mapped(path, file) if looks_mapped(head) else unpickling.load(file)
+    except InputError:
+        raise
+    except unpickling.Refused as refused:
+        raise InputError(f"{path}: the pickle {refused}; only containers, strings, numbers and NumPy arrays are read.\n"
+                         "Write the file again with pickle.dump from plain dictionaries, lists and arrays.") from None
+    except MemoryError:
+        raise InputError(f"{path}: needs more memory than there is, or is damaged.\n{_GET_ANOTHER}") from None
+    except OSError as error:
+        raise InputError(f"{path}: cannot be read ({error.strerror or error}).") from None
+    except Exception as error:  # a damaged pickle may raise anything
+        _explain(path, file, error)
 
 
-def _dtype(spec: Any, align: Any = False, copy: Any = False) -> np.dtype:
-    """numpy.dtype for old pickles too: they pass the flags as 0 and 1, and NumPy 2.4 warns."""
-    return np.dtype(spec, align=bool(align), copy=bool(copy))
-
-
-# NumPy's own helpers, taken from what it puts into a pickle: their home moved from numpy.core to numpy._core.
-_ADMITTED: dict[tuple[str, str], Any] = {
-    ("numpy", "ndarray"): np.ndarray,
-    ("numpy", "dtype"): _dtype,
-    ("_codecs", "encode"): codecs.encode,
-    ("collections", "OrderedDict"): collections.OrderedDict,
-}
-for _core in ("numpy.core", "numpy._core"):
-    _ADMITTED[f"{_core}.multiarray", "_reconstruct"] = np.zeros(1).__reduce__()[0]
-    _ADMITTED[f"{_core}.multiarray", "scalar"] = np.float64(0).__reduce__()[0]
-    _ADMITTED[f"{_core}.numeric", "_frombuffer"] = np.zeros(1).__reduce_ex__(5)[0]  # arrays of pickle protocol 5
-for _builtins in ("builtins", "__builtin__"):
-    _ADMITTED |= {(_builtins, t.__name__): t for t in (set, frozenset, bytes, bytearray, complex)}
+def is_converted(path: Path) -> bool:
+    """Whether `mmsa data convert` wrote this file, judged by its header."""
+    try:
+        with _open(path) as file:
+            return looks_mapped(file.read(16)) and source_of(path, file) is not None
+    except (InputError, OSError):
+        return False
 
 
 def _open(path: Path) -> BinaryIO:
-    if not path.exists():
-        raise InputError(f"{path}: no such feature file.\nGive a file in MMSA's layout (thuiar/MMSA lists where the "
-                         "published ones are), or `mmsa data synth` writes one for a first try.")
-    if path.is_dir():
-        raise InputError(f"{path}: is a folder; expected a feature file (.pkl).\nName the file inside it.")
     try:
+        mode = path.stat().st_mode
+        if stat.S_ISDIR(mode):
+            raise InputError(f"{path}: is a folder; expected a feature file (.pkl).\nName the file inside it.")
+        if not stat.S_ISREG(mode):  # a device never ends, and a pipe waits for ever
+            raise InputError(f"{path}: is a device, a pipe or a socket; expected a feature file.\n"
+                             "Copy what it gives to a file first.")
         return path.open("rb")
+    except InputError:
+        raise
+    except (FileNotFoundError, NotADirectoryError):
+        raise InputError(f"{path}: no such feature file.\nGive a file in MMSA's layout (thuiar/MMSA lists where the "
+                         "published ones are), or `mmsa data synth` writes one for a first try.") from None
     except OSError as error:
-        raise InputError(f"{path}: cannot be read ({error.strerror}).") from None
+        raise InputError(f"{path}: cannot be read ({error.strerror or error}).") from None
+    except ValueError:  # of pathlib
+        raise InputError(f"{str(path)!r}: is no path.") from None
 
 
-def _refuse_other_formats(path: Path, file: BinaryIO) -> None:
-    """Name what a failed download or a wrong file really is; leave the file at its start."""
+def _refuse_other_formats(path: Path, file: BinaryIO) -> bytes:
+    """Name what a failed download or a wrong file really is; return the first bytes and leave the file at its start."""
     head = file.read(512)
     file.seek(0)
     start = head.lstrip().lower()
-    if not head:
+    if not head or not os.fstat(file.fileno()).st_size:  # of a file below /proc nobody knows the size
         raise InputError(f"{path}: is empty (0 bytes); expected a feature file.\n{_GET_ANOTHER}")
     if start.startswith((b"<!doctype", b"<html", b"<?xml", b"<head")):
         raise InputError(f"{path}: is a web page, not a feature file: the download link answered with a page.\n"
@@ -146,6 +130,7 @@ def _refuse_other_formats(path: Path, file: BinaryIO) -> None:
         if head.startswith(magic):
             raise InputError(f"{path}: is {what}; expected a pickle in MMSA's layout.\n"
                              "Unpack or convert it first; `mmsa data synth` writes an example of the layout.")
+    return head
 
 
 def _explain(path: Path, file: BinaryIO, error: Exception) -> NoReturn:

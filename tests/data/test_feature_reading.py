@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from mmsa_decalign.data.reading import read_features, read_pickle, sha256_of
+from mmsa_decalign.data.reading import read_features, read_file, sha256_of
 from mmsa_decalign.errors import InputError
 
 
@@ -63,7 +63,7 @@ def test_real_folds_bit_for_bit(real_fold, fold):
     path = real_fold(fold)
     with path.open("rb") as opened:
         plain = pickle.load(opened)
-    assert_same(read_pickle(path), plain)
+    assert_same(read_file(path), plain)
     features = read_features(path)
     assert features.sha256 == hashlib.sha256(path.read_bytes()).hexdigest()
     assert features.feature_dims == (100, 73, 100)
@@ -95,7 +95,7 @@ def test_every_protocol_and_kind_of_content(tmp_path, protocol):
         "ordered": collections.OrderedDict(a=1),
     }
     path = dump(tmp_path / "all.pkl", thing, protocol)
-    assert_same(read_pickle(path), pickle.loads(path.read_bytes()))
+    assert_same(read_file(path), pickle.loads(path.read_bytes()))
 
 
 @pytest.mark.parametrize("flags", [b"K\x00K\x01", b"K\x00\x88"])  # 0, 1: NumPy 2.4.0 to 2.4.4 warn; 0, True: 2.4 does
@@ -106,7 +106,24 @@ def test_pickles_of_old_numpy_are_read_without_a_warning(tmp_path, flags):
     assert old.count(flags + b"\x87") == 1
     path = tmp_path / "old.pkl"
     path.write_bytes(old)
-    assert_same(read_pickle(path), array)
+    assert_same(read_file(path), array)
+
+
+@pytest.mark.parametrize("protocol", [4, 5])
+def test_arrays_come_as_torch_wants_them(tmp_path, layout, protocol):
+    """A copy for rows, byte order or leave to write would otherwise be made later and held beside the file's."""
+    for split in layout.values():
+        split["text"] = np.asfortranarray(split["text"])
+        split["audio"] = split["audio"].astype(">f4")
+        split["vision"].flags.writeable = False
+    features = read_features(dump(tmp_path / "x.pkl", layout, protocol))
+    for name, split in features.splits.items():
+        for key in ("text", "audio", "vision"):
+            array = getattr(split, key)
+            assert array.flags.c_contiguous
+            assert array.flags.writeable
+            assert array.dtype.isnative
+            np.testing.assert_array_equal(array, layout[name][key])
 
 
 def test_hash_of_the_main_file(file):

@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 
 from mmsa_decalign.data import synthetic
-from mmsa_decalign.data.reading import read_features, read_pickle
+from mmsa_decalign.data.reading import read_features, read_file
 from mmsa_decalign.data.schema import MODALITIES, SPLITS, Features, Split, features_from_dict
 from mmsa_decalign.data.synthetic import (
     LAYOUTS,
@@ -273,7 +273,7 @@ def test_same_seed_same_bytes(tmp_path):
     contents = [file.read_bytes() for file in files]
     assert contents[0] == contents[1]
     assert contents[0] != contents[2]
-    assert read_pickle(files[0])["generator"]["seed"] == 5
+    assert read_file(files[0])["generator"]["seed"] == 5
 
 
 def test_splits_do_not_depend_on_each_others_size():
@@ -351,7 +351,7 @@ def test_ensure_keeps_another_seed_and_replaces_another_version(tmp_path, monkey
     assert ensure_synthetic(tmp_path).read_bytes() == mine
     monkeypatch.setattr(synthetic, "VERSION", synthetic.VERSION + 1)
     assert ensure_synthetic(tmp_path).read_bytes() != mine
-    generator = read_pickle(path)["generator"]
+    generator = read_file(path)["generator"]
     assert (generator["version"], generator["seed"]) == (synthetic.VERSION, synthetic.SEED)
 
 
