@@ -20,8 +20,8 @@ from typing import Any, NoReturn
 from .errors import InputError, RunError, nearest
 
 DESCRIPTION = """\
-Train and test models of multimodal sentiment analysis: DecAlign, MMSA's models (`mmsa list` says which of them are
-tested here) and plugins.
+Train and test models of multimodal sentiment analysis: DecAlign, MMSA's models and plugins (`mmsa list` says what each
+needs).
 
 The checkpoint is chosen on the validation split and the test split is read once, after training. Each seed leaves a
 JSON record with its settings, data hash, versions and epochs; MMSA's CSV gets a row after the last seed."""
@@ -35,7 +35,11 @@ examples:
   mmsa -m tfn -d mosi -t -tt 20                       random search, scored on the validation split
   mmsa -m lmf -d synthetic --json > result.json       one JSON document on standard output
   mmsa list                                           models and data sets, and what they need
+  mmsa data fetch mosi                                the published file, checked by its SHA-256
+  mmsa data inspect mosi.pkl --plot mosi.png          what is in a file, and what is wrong with it
+  mmsa data convert mosi.pkl mosi.safetensors         the same features without code, mapped instead of read
   mmsa data synth mosi.pkl --layout mosi              a feature file shaped like MOSI's
+  mmsa verify                                         the operators against the NumPy reference, on this machine
 
 exit codes: 0 done, 1 a run failed, 2 wrong usage or input, 130 interrupted"""
 
@@ -141,10 +145,29 @@ def build_parser() -> Parser:
 
     listing = commands.add_parser("list", help="models and data sets: where each comes from and what it needs",
                                   description="List models and data sets: where each comes from and what it needs.")
+    listing.add_argument("--check", default=None, metavar="MODEL",
+                         help="train this model on a tiny file and check what every model must do; exit code 1 if a "
+                              "check fails")
+    # -d and --pretrained have defaults of their own here: those of training stand in the same namespace.
+    listing.add_argument("-d", "--dataset", default=None, metavar="NAME", dest="check_dataset",
+                         help="with --check: the data set whose layout and settings to take (default: the model's "
+                              "first)")
+    listing.add_argument("--pretrained", default=None, metavar="DIR", dest="check_encoder",
+                         help="with --check: text encoder (default: a tiny random one, where the model wants one)")
     _add_common(listing, default=argparse.SUPPRESS)
     listing.set_defaults(run=run_list, options=option_names(listing))
 
-    data = commands.add_parser("data", help="feature files", description="Make feature files.")
+    verification = commands.add_parser(
+        "verify", help="check DecAlign's operators against the NumPy reference, on this machine",
+        description="Compare DecAlign's operators with their NumPy reference: values and gradients, in float64 and "
+                    "float32, on the CPU and every CUDA GPU, or on the one that --device names. Some 10 seconds. "
+                    "Exit code 1 if any differs by more than the table allows.")
+    verification.add_argument("--device", default=argparse.SUPPRESS, help="auto (all of them), cpu, cuda or cuda:N")
+    _add_common(verification, default=argparse.SUPPRESS)
+    verification.set_defaults(run=run_verify, options=option_names(verification))
+
+    data = commands.add_parser("data", help="feature files: fetch, verify, inspect, convert, make",
+                               description="Fetch, verify, inspect, convert and make feature files.")
     tasks = data.add_subparsers(title="commands", metavar="COMMAND", required=True, prog="mmsa data")
     synth = tasks.add_parser(
         "synth", help="write a synthetic feature file",
@@ -156,7 +179,52 @@ def build_parser() -> Parser:
     synth.add_argument("--seed", type=int, default=None, help="seed of the data (default: that of -d synthetic)")
     _add_common(synth, default=argparse.SUPPRESS)
     synth.set_defaults(run=run_synth, options=option_names(synth))
+    _add_files(tasks)
     return parser
+
+
+def _add_files(tasks: Any) -> None:
+    fetching = tasks.add_parser(
+        "fetch", help="download a published feature file",
+        description="Download a published feature file to where -d DATASET looks for it. Size and SHA-256 are checked; "
+                    "a download that broke off goes on where it stopped.")
+    fetching.add_argument("wanted", metavar="DATASET", help="mosi, mosei, sims, simsv2 or iemocap")
+    fetching.add_argument("--kind", default=None, choices=("aligned", "unaligned", "all"),
+                          help="which of its files (default: the one that decalign reads, aligned if there is one)")
+    fetching.add_argument("--from", default=None, metavar="PATH_OR_URL", dest="source",
+                          help="a local copy, a folder that holds it, or another address, in place of Google Drive")
+    fetching.add_argument("--data-root", default=argparse.SUPPRESS, metavar="DIR",
+                          help="where to put it (default: $MMSA_DATA_ROOT or ~/MMSA/data)")
+    _add_common(fetching, default=argparse.SUPPRESS)
+    fetching.set_defaults(run=run_fetch, options=option_names(fetching))
+
+    converting = tasks.add_parser(
+        "convert", help="write a feature file as one that holds no code",
+        description="Write the features of a file as safetensors: no pickle, mapped into memory instead of read, and "
+                    "taken wherever a pickle is. float64 becomes float32, as in a training. What no training reads is "
+                    "left out and named.")
+    converting.add_argument("file", metavar="IN")
+    converting.add_argument("out", metavar="OUT", help="file to write, for example mosi.safetensors")
+    _add_common(converting, default=argparse.SUPPRESS)
+    converting.set_defaults(run=run_convert, options=option_names(converting))
+
+    verifying = tasks.add_parser(
+        "verify", help="say which published file a file is",
+        description="Say which published file this is, by its SHA-256, and that it reads. Exit codes: 0 a published "
+                    "file, 1 none of them but readable, 2 not readable.")
+    verifying.add_argument("file", metavar="FILE")
+    _add_common(verifying, default=argparse.SUPPRESS)
+    verifying.set_defaults(run=run_verify_file, options=option_names(verifying))
+
+    inspecting = tasks.add_parser(
+        "inspect", help="measure a feature file and say what is wrong with it",
+        description="Shapes, lengths, padding, NaN and Inf, constant columns, labels, what splits share, and a linear "
+                    "probe that tells whether features leak the labels. Works on files that a training refuses.")
+    inspecting.add_argument("file", metavar="FILE")
+    inspecting.add_argument("--plot", default=None, metavar="OUT", help="also draw it: a file .png, .pdf or .svg")
+    inspecting.add_argument("--no-probe", action="store_true", help="leave the linear probe out")
+    _add_common(inspecting, default=argparse.SUPPRESS)
+    inspecting.set_defaults(run=run_inspect, options=option_names(inspecting))
 
 
 def _add_training(parser: argparse.ArgumentParser) -> None:
@@ -194,6 +262,8 @@ def _add_training(parser: argparse.ArgumentParser) -> None:
                       help="one setting; the value is JSON where it can be: 0.1, true, [1,3,3], text")
     ours.add_argument("--pretrained", default=None, metavar="NAME_OR_DIR",
                       help="text encoder, by name or folder, fed with token ids (sets use_bert)")
+    ours.add_argument("--mended", action="store_true",
+                      help="repair the faults inside MMSA's own model, which are kept otherwise (mmsa list shows them)")
     _add_common(ours, default=False)
 
 
@@ -220,7 +290,7 @@ def run_training(arguments: argparse.Namespace) -> None:
         files={"text": arguments.feature_T, "audio": arguments.feature_A, "vision": arguments.feature_V},
         gpu_ids=arguments.gpu_ids, num_workers=arguments.num_workers, model_save_dir=arguments.model_save_dir,
         res_save_dir=arguments.res_save_dir, log_dir=arguments.log_dir, verbose=arguments.verbose,
-        command=arguments.command_line, tuning=arguments.tune,
+        command=arguments.command_line, tuning=arguments.tune, mended=arguments.mended,
     )
     from .harness import report
 
@@ -233,12 +303,48 @@ def run_training(arguments: argparse.Namespace) -> None:
 
 
 def run_list(arguments: argparse.Namespace) -> None:
-    """``mmsa list``."""
+    """``mmsa list``, and ``mmsa list --check MODEL``."""
+    if arguments.check is not None:
+        run_check(arguments)
+        return
+    for value, option in ((arguments.check_dataset, "-d"), (arguments.check_encoder, "--pretrained")):
+        if value is not None:
+            raise InputError(f"{option} {value}: needs --check MODEL; mmsa list alone takes no such option")
     from .harness.config import catalogue
     from .harness.report import catalogue_document, print_catalogue
 
     known = catalogue()
     _print(arguments, catalogue_document(known), lambda console: print_catalogue(known, console))
+
+
+def run_check(arguments: argparse.Namespace) -> None:
+    """``mmsa list --check MODEL``: a failed check is a failed run."""
+    from .harness.config import catalogue, find_dataset, find_model
+
+    known = catalogue()  # names first: the rest takes seconds to import
+    find_model(known, arguments.check)
+    if arguments.check_dataset is not None:
+        find_dataset(known, arguments.check_dataset)
+
+    from .harness.conformance import check_model, print_report, report_document
+
+    report = check_model(arguments.check, arguments.check_dataset, pretrained=arguments.check_encoder)
+    _print(arguments, report_document(report), lambda console: print_report(report, console))
+    if not report.conforms:
+        raise RunError(f"{report.model} does not conform: {', '.join(report.with_status('failed'))}")
+
+
+def run_verify(arguments: argparse.Namespace) -> None:
+    """``mmsa verify``: a failed comparison is a failed run."""
+    from . import verify
+    from .harness.machine import pick_device
+
+    everywhere = arguments.device.lower() == "auto"
+    rows = verify.verify(verify.devices_here() if everywhere else [pick_device(arguments.device)])
+    _print(arguments, verify.document(rows), lambda console: verify.print_rows(rows, console))
+    failed = [f"{row.operator} ({row.device}, {row.dtype})" for row in rows if not row.passed]
+    if failed:
+        raise RunError(f"operators that differ from the reference by more than allowed: {', '.join(failed)}")
 
 
 def run_synth(arguments: argparse.Namespace) -> None:
@@ -249,6 +355,60 @@ def run_synth(arguments: argparse.Namespace) -> None:
     path = write_synthetic(arguments.out, layout=arguments.layout, **options)
     _print(arguments, {"schema_version": 1, "path": str(path), "layout": arguments.layout},
            lambda console: console.print(f"wrote {path}", markup=False, highlight=False, soft_wrap=True))
+
+
+def run_fetch(arguments: argparse.Namespace) -> None:
+    """``mmsa data fetch DATASET``."""
+    from .data.published import files_of
+
+    files = files_of(arguments.wanted, arguments.kind)  # names first: the rest takes seconds to import
+
+    from rich.console import Console
+
+    from .data.fetch import fetch
+    from .data.report import byte_bar, print_fetched
+    from .harness.datasets import data_root
+
+    root = data_root(arguments.data_root)
+    results = []
+    for file in files:
+        with byte_bar(Console(stderr=True)) as progress:
+            results.append(fetch(file, root, arguments.source, progress=progress))
+    _print(arguments, {"schema_version": 1, "files": results}, lambda console: print_fetched(results, console))
+
+
+def run_convert(arguments: argparse.Namespace) -> None:
+    """``mmsa data convert IN OUT``."""
+    from .data.convert import convert, print_converted
+
+    result = convert(arguments.file, arguments.out)
+    _print(arguments, result, lambda console: print_converted(result, console))
+
+
+def run_verify_file(arguments: argparse.Namespace) -> None:
+    """``mmsa data verify FILE``: a file that nobody published is a failed verification."""
+    from .data.fetch import verify
+    from .data.report import print_verified
+
+    result = verify(arguments.file)
+    _print(arguments, result, lambda console: print_verified(result, console))
+    if result["published"] is None:
+        raise RunError(f"{arguments.file}: reads, but none of the published files has its SHA-256")
+
+
+def run_inspect(arguments: argparse.Namespace) -> None:
+    """``mmsa data inspect FILE``."""
+    from .data.overview import inspect_file
+    from .data.report import print_inspected
+
+    if arguments.plot is not None:  # a picture that cannot be drawn is known before the minutes of measuring
+        from .data.plot import picture_path, plot_overview
+
+        arguments.plot = picture_path(arguments.plot)
+    document = inspect_file(arguments.file, probing=not arguments.no_probe)
+    if arguments.plot is not None:
+        document["picture"] = str(plot_overview(document, arguments.plot))
+    _print(arguments, document, lambda console: print_inspected(document, console))
 
 
 def _print(arguments: argparse.Namespace, document: dict[str, Any], show: Any) -> None:

@@ -6,8 +6,13 @@ the same numbers as training did, without the training file.
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
+
 import torch
 from torch import Tensor, nn
+
+_BLOCK = 1 << 14  # rows
+_COLUMNS = 8
 
 
 class Standardiser(nn.Module):
@@ -25,18 +30,27 @@ class Standardiser(nn.Module):
         self.register_buffer("std", torch.ones(width))
 
     @torch.no_grad()
-    def fit(self, rows: Tensor, percentiles: tuple[float, float]) -> None:
+    def fit(self, rows: Tensor | Sequence[Tensor], percentiles: tuple[float, float]) -> None:
         """Take the statistics of `rows` (R, D), the valid time steps of the training split, clipping first.
 
-        A constant column gets std 1: it becomes 0 rather than 0 / 0.
+        The rows may come in pieces (R1, D), (R2, D), ..., which are looked at one by one: in float64, or sorted for the
+        percentiles, a large data set does not fit beside itself. A constant column gets std 1: it becomes 0 rather than
+        0 / 0.
         """
+        pieces = [block for piece in ([rows] if isinstance(rows, Tensor) else rows) for block in piece.split(_BLOCK)]
         if tuple(percentiles) != (0.0, 100.0):
-            low, high = (torch.quantile(rows, q / 100, dim=0) for q in percentiles)
-            self.low.copy_(low)
-            self.high.copy_(high)
-        rows = torch.clamp(rows, self.low.to(rows.dtype), self.high.to(rows.dtype)).double()
-        std = rows.std(dim=0, correction=0)
-        self.mean.copy_(rows.mean(dim=0))
+            for columns in torch.arange(len(self.low)).split(_COLUMNS):
+                part = torch.cat([piece[:, columns] for piece in pieces])
+                for bound, q in zip((self.low, self.high), percentiles, strict=True):
+                    bound[columns] = torch.quantile(part, q / 100, dim=0).to(bound)
+
+        def mean(function: Callable[[Tensor], Tensor]) -> Tensor:
+            clipped = (torch.clamp(piece, self.low.to(piece), self.high.to(piece)) for piece in pieces)
+            return sum(function(piece.double()).sum(dim=0) for piece in clipped) / sum(map(len, pieces))
+
+        average = mean(lambda x: x)
+        std = mean(lambda x: (x - average).square()).sqrt()
+        self.mean.copy_(average)
         self.std.copy_(torch.where(std > 1e-12, std, torch.ones_like(std)))
 
     def forward(self, x: Tensor) -> Tensor:

@@ -216,4 +216,4 @@ def _fit_standardisers(model: DecAlign, loader: Any, s: Settings) -> None:
             x, steps = batch[m], batch.get(f"{m}_lengths")
             valid = trailing_lengths(x) if steps is None else torch.as_tensor(steps)
             rows.append(x[steps_mask(valid, x.shape[1])] if s.use_sequence_mask else x.flatten(0, 1))
-        model.standardise[m].fit(torch.cat(rows), s.feature_clip_percentiles)
+        model.standardise[m].fit(rows, s.feature_clip_percentiles)

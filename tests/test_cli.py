@@ -72,6 +72,19 @@ def test_tuning(training: list[str], capsys: pytest.CaptureFixture[str], tmp_pat
     assert len(json.loads(capsys.readouterr().out)["trials"]) == 1
 
 
+def test_a_repaired_run_says_so(training: list[str], capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    assert main([*training, "--mended", "-v", "0"]) == 0
+    out, err = capsys.readouterr()
+    assert "lf_dnn (mended) on synthetic" in out
+    assert "repaired for this result (--mended)" in out
+    assert err == ""
+    (record,) = (tmp_path / "res-save" / "runs").iterdir()
+    assert json.loads(record.read_text())["mended"] is True
+    assert main([*training, "-v", "0", "--json"]) == 0
+    document = json.loads(capsys.readouterr().out)
+    assert (document["mended"], [flag["repaired"] for flag in document["flags"]]) == (False, [False])
+
+
 def test_options_are_mmsas() -> None:
     arguments = build_parser().parse_strictly(
         ["-m", "tfn", "-d", "sims", "-c", "x.json", "-t", "-tt", "3", "-s", "1", "-s", "2,3", "-s4", "-n", "2",
@@ -187,12 +200,13 @@ def test_ctrl_c_keeps_finished_seeds(features: Path, tmp_path: Path) -> None:
 def test_list(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["list"]) == 0
     out = capsys.readouterr().out
-    for word in ("tfn", "decalign", "MMSA 2.2.1", "synthetic"):
+    for word in ("tfn", "decalign", "MMSA 2.2.1", "synthetic", "unimodal labels", "repaired by --mended:\n  a  "):
         assert word in out
     for arguments in (["list", "--json"], ["--json", "list"]):
         assert main(arguments) == 0
         document = json.loads(capsys.readouterr().out)
         assert len(document["models"]) >= 18
+        assert {fault["name"] for model in document["models"] for fault in model["faults"]} >= {"batch_as_time"}
         assert {data["name"] for data in document["datasets"]} >= {"mosi", "mosei", "sims", "synthetic"}
 
 

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import numpy as np
 import pytest
 import torch
 from torch import nn
 
 from mmsa_decalign import DecAlign, InputError, Settings
 from mmsa_decalign.masking import masked_mean, shorten, steps_mask, trailing_lengths
+from mmsa_decalign.standardise import Standardiser
 from tests.conftest import assert_same
 
 OFF = {"attn_dropout": (0.0,) * 3, "relu_dropout": 0.0, "embed_dropout": 0.0, "res_dropout": 0.0}
@@ -201,6 +203,25 @@ def test_clipping_by_percentiles():
     constant = build().standardise["audio"]
     constant.fit(torch.full((5, 4), 2.0), (0.0, 100.0))
     assert constant(torch.full((1, 4), 2.0)).abs().max() == 0
+
+
+@pytest.mark.parametrize("percentiles", [(0.0, 100.0), (5.0, 80.0)])
+def test_statistics_of_pieces_are_those_of_the_whole(percentiles: tuple[float, float]):
+    rows = torch.randn(40_000, 19) * torch.arange(19) + 100  # several blocks of rows and of columns
+    whole, pieces = Standardiser(19), Standardiser(19)
+    whole.fit(rows, percentiles)
+    pieces.fit([rows[:7], rows[7:30_000], rows[30_000:]], percentiles)
+    x = rows.double().numpy()
+    if percentiles != (0.0, 100.0):
+        low, high = np.percentile(rows.numpy(), percentiles, axis=0)
+        assert_same(pieces.low, low, 1e-5)
+        assert_same(pieces.high, high, 1e-5)
+        x = x.clip(low, high)
+    assert_same(pieces.mean, x.mean(axis=0), 1e-6)
+    assert_same(pieces.std[1:], x.std(axis=0)[1:], 1e-6)
+    assert pieces.std[0] == 1  # a constant column
+    for name, value in whole.state_dict().items():
+        assert_same(pieces.state_dict()[name], value, 1e-7)
 
 
 def test_input_dropout_reaches_its_own_modality():

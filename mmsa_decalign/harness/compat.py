@@ -8,52 +8,44 @@ its undoing, and a test that shows the fault without it.
 from __future__ import annotations
 
 import io
+import logging
 import warnings
-from collections.abc import Callable
-from dataclasses import dataclass
-from types import ModuleType
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import Any
 
-Undo = Callable[[], None]
-
-
-@dataclass(frozen=True)
-class Patch:
-    """``upstream`` says which line is wrong, in which versions, and why."""
-
-    name: str
-    applies: Callable[[], bool]
-    apply: Callable[[], Undo]
-    upstream: str
-
-
-class View:
-    """A module with some of its names replaced, for one importer only."""
-
-    def __init__(self, module: ModuleType | View, **replaced: Any) -> None:
-        self._module = module
-        self.__dict__.update(replaced)
-
-    def __getattr__(self, name: str) -> Any:
-        return getattr(self._module, name)
+from .compat_models import MODEL_PATCHES
+from .patching import Patch, Undo, View, replace
 
 
 def apply_patches() -> Undo:
     """Apply every patch whose fault is present; returns a function that takes them back in reverse order."""
-    undos = [patch.apply() for patch in PATCHES if patch.applies()]
+    undos: list[Undo] = []
 
     def undo() -> None:
         while undos:
             undos.pop()()
 
+    try:
+        undos.extend(patch.apply() for patch in PATCHES if patch.applies())
+    except BaseException:
+        undo()
+        raise
     return undo
 
 
-def replace(owner: Any, name: str, value: Any) -> Undo:
-    """Set an attribute; returns the function that puts the old one back."""
-    before = getattr(owner, name)
+@contextmanager
+def overlaid(owner: Any, name: str, value: Any) -> Iterator[None]:
+    """An attribute of one object or module for the time of the block, above whatever it inherits."""
+    inherited, before = name not in vars(owner), getattr(owner, name, None)
     setattr(owner, name, value)
-    return lambda: setattr(owner, name, before)
+    try:
+        yield
+    finally:
+        if inherited:
+            delattr(owner, name)
+        else:
+            setattr(owner, name, before)
 
 
 def _set_device_fails_on_cpu() -> bool:
@@ -123,6 +115,82 @@ def _read_results_as_objects() -> Undo:
     return replace(MMSA.run, "pd", View(MMSA.run.pd, read_csv=read_csv))
 
 
+def _metrics_fail_on_neutral_labels() -> bool:
+    import torch
+    from MMSA.utils import MetricsTop
+
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        try:
+            MetricsTop("regression").getMetics("mosi")(torch.ones(2), torch.zeros(2))
+        except (IndexError, ValueError):
+            return True
+    return False
+
+
+def _metrics_of_nothing_are_nan() -> Undo:
+    import MMSA.utils.metricsTop as module
+    import numpy as np
+
+    def array(values: Any, *args: Any, **kwargs: Any) -> Any:
+        # the positions of non-neutral labels; without any NumPy makes floats, which index nothing
+        return np.array(values, *args, **kwargs) if len(values) else np.empty(0, dtype=int)
+
+    def corrcoef(*args: Any, **kwargs: Any) -> Any:
+        with warnings.catch_warnings(), np.errstate(all="ignore"):
+            warnings.simplefilter("ignore", RuntimeWarning)  # of a single sample, of constant predictions: it is NaN
+            return np.corrcoef(*args, **kwargs)
+
+    def of_something(score: Callable[..., float]) -> Callable[..., float]:
+        return lambda first, second, **options: score(first, second, **options) if len(first) else float("nan")
+
+    undos = [
+        replace(module, "np", View(module.np, array=array, corrcoef=corrcoef)),
+        replace(module, "accuracy_score", of_something(module.accuracy_score)),
+        replace(module, "f1_score", of_something(module.f1_score)),
+    ]
+
+    def undo() -> None:
+        for take_back in reversed(undos):
+            take_back()
+
+    return undo
+
+
+def _log_handlers_pile_up() -> bool:
+    import MMSA.run
+
+    return "addHandler" in MMSA.run._set_logger.__code__.co_names
+
+
+def _one_pair_of_log_handlers() -> Undo:
+    import MMSA.run
+
+    original, left_behind = MMSA.run._set_logger, []
+
+    def set_logger(*args: Any, **kwargs: Any) -> logging.Logger:
+        close_old()
+        logger = logging.getLogger("MMSA")
+        before = list(logger.handlers)
+        original(*args, **kwargs)
+        left_behind.extend(handler for handler in logger.handlers if handler not in before)
+        return logger
+
+    def close_old() -> None:
+        while left_behind:
+            handler = left_behind.pop()
+            logging.getLogger("MMSA").removeHandler(handler)
+            handler.close()
+
+    undo = replace(MMSA.run, "_set_logger", set_logger)
+
+    def undo_and_close() -> None:
+        undo()
+        close_old()
+
+    return undo_and_close
+
+
 PATCHES = (
     Patch(
         "set_device_on_cpu",
@@ -145,4 +213,19 @@ PATCHES = (
         "MMSA/run.py, MMSA_run (2.2.1): df.loc[len(df)] = res puts tuples into columns that pandas 3 has read as "
         "strings: a deprecation warning there, announced as an error",
     ),
+    Patch(
+        "metrics_of_neutral_labels",
+        _metrics_fail_on_neutral_labels,
+        _metrics_of_nothing_are_nan,
+        "MMSA/utils/metricsTop.py, __eval_mosei_regression (2.2.1): without a label other than 0 the list of positions "
+        "is an array of floats, which cannot index; Non0_acc_2 and Non0_F1_score of no sample are not a number",
+    ),
+    Patch(
+        "log_handlers_once",
+        _log_handlers_pile_up,
+        _one_pair_of_log_handlers,
+        "MMSA/run.py, _set_logger (2.2.1): every MMSA_run adds two handlers and removes none; the n-th run of a "
+        "process writes each line n times and keeps n files open",
+    ),
+    *MODEL_PATCHES,
 )

@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from ..errors import InputError, nearest
+from .needs import why_no_settings
 from .plugins import ModelPlugin, discover
 
 # A data set on the right lends its settings and metrics to the one on the left, which MMSA's files do not know.
@@ -30,6 +31,11 @@ _NOT_SETTINGS = {
     "model_save_path": "use --model-save-dir", "res_save_dir": "use --res-save-dir",
     "train_mode": "MMSA's data sets are regression; the classification head is for Python, Settings(train_mode=...)",
 }
+# The models of release 2.2.1.
+_RELEASED = frozenset((
+    "tfn", "lmf", "mfn", "ef_lstm", "lf_dnn", "graph_mfn", "bert_mag", "mult", "misa", "mfm", "mtfn", "mlmf", "mlf_dnn",
+    "self_mm", "mmim", "mctn", "tfr_net",
+))
 _COUNTS = ("batch_size", "early_stop", "update_epochs", "max_epochs")
 
 
@@ -72,22 +78,35 @@ class Resolved:
     space: dict[str, Any] = field(default_factory=dict)
 
 
-def mmsa_config(kind: str) -> Path:
-    """MMSA's own file of settings, ``kind`` being "regression" or "tune"."""
+def mmsa_folder() -> Path:
+    """Where the installed MMSA lies, found without importing it."""
     spec = util.find_spec("MMSA")
     if spec is None or not spec.submodule_search_locations:
         raise InputError("MMSA is not installed; pip install MMSA==2.2.1")
-    return Path(spec.submodule_search_locations[0]) / "config" / f"config_{kind}.json"
+    return Path(spec.submodule_search_locations[0])
+
+
+def mmsa_config(kind: str) -> Path:
+    """MMSA's own file of settings, ``kind`` being "regression" or "tune"."""
+    return mmsa_folder() / "config" / f"config_{kind}.json"
+
+
+def mmsa_datasets() -> dict[str, Any]:
+    """The data sets that the installed MMSA knows, with their sections."""
+    common = _mmsa_settings("regression")["datasetCommonParams"]
+    return {name: section for name, section in common.items() if isinstance(section, dict)}
 
 
 def catalogue() -> Catalogue:
     """MMSA's models and data sets, then those of the plugins. A plugin cannot take a name that MMSA uses."""
-    regression, tuning = (json.loads(mmsa_config(kind).read_text(encoding="utf-8")) for kind in ("regression", "tune"))
-    common = regression.pop("datasetCommonParams")
-    source = f"MMSA {metadata.version('MMSA')}"
-    datasets = {name: section for name, section in common.items() if isinstance(section, dict)}
+    regression, tuning = (_mmsa_settings(kind) for kind in ("regression", "tune"))
+    sections = {name: section for name, section in regression.items() if name != "datasetCommonParams"}
+    # MMSA's GitHub head calls itself by the version of the release, and has more models
+    source = f"MMSA {metadata.version('MMSA')}" + ("" if set(sections) <= _RELEASED else " (GitHub)")
+    datasets = mmsa_datasets()
     sources = dict.fromkeys(datasets, source)
-    models = {name: Model(name, source, section, tuning.get(name, {})) for name, section in regression.items()}
+    models = {name: Model(name, source, section, tuning.get(name, {}), error=_why_unknown(name))
+              for name, section in sections.items()}
     for name, found in discover().items():
         if name in models:
             continue
@@ -102,6 +121,18 @@ def catalogue() -> Catalogue:
     return Catalogue(models, datasets, sources)
 
 
+def _mmsa_settings(kind: str) -> dict[str, Any]:
+    return json.loads(mmsa_config(kind).read_text(encoding="utf-8"))
+
+
+def _why_unknown(model: str) -> str | None:
+    """Why a model that MMSA has settings for cannot be built, read off the tables of its models and trainers."""
+    for file in ("models/AMIO.py", "trains/ATIO.py"):
+        if f"'{model}':" not in (mmsa_folder() / file).read_text(encoding="utf-8").replace('"', "'").replace(" ", ""):
+            return f"MMSA has settings for it, but {file} does not know it"
+    return None
+
+
 def resolve(
     model: str,
     dataset: str,
@@ -112,8 +143,9 @@ def resolve(
 ) -> Resolved:
     """The settings of ``model`` on ``dataset``.
 
-    config: a path or the name of a file shipped in mmsa_decalign.configs; either a file in MMSA's schema, whose
-    sections replace the shipped ones, or a flat JSON object of settings. Raises InputError for anything unknown.
+    config: a path or the name of a file shipped in mmsa_decalign.configs: a file in MMSA's schema, whose sections
+    replace the shipped ones, or a flat JSON object of settings, or such objects by model. Raises InputError for
+    anything unknown.
     """
     known = catalogue()
     entry, dataset = find_model(known, model), find_dataset(known, dataset)
@@ -132,6 +164,10 @@ def resolve(
             if not {"aligned", "unaligned"} & set(dataset_section):
                 raise InputError(f"{config}: data set {dataset!r} has neither 'aligned' nor 'unaligned' settings")
             root = common.get("dataset_root_dir")
+        elif is_by_model(content, known.models):
+            if entry.name not in content:
+                raise InputError(f"{config} has no settings for model {entry.name!r}; it has: {_names(content)}")
+            flat = content[entry.name]
         else:
             flat = content
     if not section:
@@ -171,7 +207,8 @@ def merge(
     common, per_dataset = section.get("commonParams", {}), section.get("datasetParams", {})
     own = per_dataset.get(dataset, per_dataset.get(STANDS_FOR.get(dataset, dataset)))
     if own is None and not (tuning and not per_dataset):
-        raise InputError(f"model {model!r} has no settings for data set {dataset!r}; it has: {_names(per_dataset)}")
+        raise InputError(f"model {model!r} has no settings for data set {dataset!r}; it has: "
+                         f"{_names(per_dataset)}{why_no_settings(section)}")
     debug = section.get("debugParams", {}) if tuning else {}
     fixed = {key: value for key, value in debug.items() if key not in ("d_paras", *debug["d_paras"])}
     own = {**(own or {}), **fixed}
@@ -242,6 +279,11 @@ def is_schema(content: Mapping[str, Any]) -> bool:
     )
 
 
+def is_by_model(content: Mapping[str, Any], models: Iterable[str]) -> bool:
+    """Whether a config file holds flat settings under names of models, as the shipped one_step.json does."""
+    return bool(content) and set(content) <= set(models) and all(isinstance(value, dict) for value in content.values())
+
+
 def parse_overrides(pairs: Iterable[str]) -> dict[str, Any]:
     """``key=value`` texts as settings: a value is JSON where it parses as JSON (numbers, true, lists), else text."""
     settings: dict[str, Any] = {}
@@ -273,9 +315,11 @@ def _names(content: Mapping[str, Any]) -> str:
 
 def _check_overrides(model: Model, settings: Mapping[str, Any], given: Mapping[str, Any]) -> None:
     """Refuse keys that this model never reads and values of another kind than the one they replace."""
-    valid = [key for key in {*settings, *_COMMON_KEYS} if key not in ("model_name", "dataset_name", "featurePath")]
+    encoder = ("pretrained",) if settings.get("use_bert") else ()  # a tuning space names none
+    valid = [key for key in {*settings, *_COMMON_KEYS, *encoder}
+             if key not in ("model_name", "dataset_name", "featurePath")]
     for key, value in given.items():
-        if key == "pretrained" and key not in settings:
+        if key == "pretrained" and key not in valid:
             raise InputError(f"model {model.name!r} has no text encoder, so there is nothing to load {value!r} into")
         if key not in valid:
             raise InputError(f"unknown setting {key!r} for model {model.name!r}; {nearest(key, valid)}")
@@ -289,9 +333,6 @@ def _check_values(model: Model, settings: Mapping[str, Any]) -> None:
         value = settings.get(key)
         if value is not None and (isinstance(value, bool) or not isinstance(value, int) or value < 1):
             raise InputError(f"setting {key}={json.dumps(value)}: expected a whole number of at least 1")
-    if model.plugin is None and settings.get("KeyEval") == "MAE":
-        raise InputError("setting KeyEval=MAE: MMSA's trainers look for the largest value of every metric but Loss, "
-                         "so they would keep the worst epoch; use Loss or a metric that grows")
 
 
 def _kind(value: Any) -> str:

@@ -8,7 +8,6 @@ checked when it was read.
 
 from __future__ import annotations
 
-import json
 import os
 from collections.abc import Iterator, Mapping, MutableMapping
 from pathlib import Path
@@ -22,15 +21,17 @@ from ..data.reading import read_features
 from ..data.schema import Features, Split
 from ..data.synthetic import ensure_synthetic
 from ..errors import InputError
-from .config import STANDS_FOR
+from .config import STANDS_FOR, mmsa_datasets
+from .encoders import encoder_width
+from .fits import check_fit
+from .missing import incomplete
 
 MODALITIES = ("text", "audio", "vision")
-BERT_WIDTH = 768  # what MMSA writes into args for every text encoder
 
 
 def metrics_family(dataset: str) -> str:
     """The MMSA data set whose metrics are used for ``dataset``: MOSI's for one that MMSA does not know."""
-    return STANDS_FOR.get(dataset, dataset if dataset in ("mosi", "mosei", "sims") else "mosi")
+    return STANDS_FOR.get(dataset, dataset if dataset in mmsa_datasets() else "mosi")
 
 
 def data_root(given: str | Path | None = None) -> Path:
@@ -56,10 +57,11 @@ def locate(
         return ensure_synthetic(data_root(root))
     places = [Path(config_root) / relative] if config_root else []
     places.append(data_root(root) / relative)
-    for path in places:
-        if path.is_file():
-            return path
-    looked = " and ".join(str(path) for path in places)
+    for place in places:
+        for path in (place, place.with_suffix(".safetensors")):  # the latter is what `mmsa data convert` made of it
+            if path.is_file():
+                return path
+    looked = " and ".join(str(place) for place in places)
     raise InputError(f"no feature file for data set {dataset!r}: looked for {looked}\n{_remedy(dataset)}")
 
 
@@ -73,8 +75,7 @@ def make_splits(args: Mapping[str, Any], features: Features) -> dict[str, SplitD
 
     Raises InputError where the settings ask for something that the file does not have.
     """
-    if args.get("data_missing"):
-        raise InputError(f"model {args['model_name']!r} trains on incomplete data, which is not supported yet")
+    check_fit(args, features)
     return {name: SplitDataset(features.splits[name], args, features.path) for name in ("train", "valid", "test")}
 
 
@@ -108,8 +109,13 @@ class SplitDataset(Dataset):
             if split.text_bert is None:
                 raise InputError(f"{path}, split {split.name!r}: model {args['model_name']!r} needs token ids, key "
                                  "'text_bert', which this file lacks; set use_bert=false or give another file")
-            arrays["text"] = split.text_bert.astype(np.float32)
-            lengths["text"] = split.text_bert[:, 1].sum(axis=1)
+            tokens = split.text_bert.copy()
+            tokens[tokens[:, 1].sum(axis=1) == 0, 1, 0] = 1  # nothing to attend to, no length to pack: one step counts
+            arrays["text"] = tokens.astype(np.float32)
+            lengths["text"] = tokens[:, 1].sum(axis=1)
+        self.masks: dict[str, torch.Tensor] = {}
+        if args.get("data_missing"):
+            self._hide(args, arrays, lengths, path)
         if args.get("need_normalized"):  # MMSA's word for averages over all steps, padded ones included
             for modality in ("audio", "vision"):
                 arrays[modality] = arrays[modality].mean(axis=1, keepdims=True)
@@ -123,6 +129,19 @@ class SplitDataset(Dataset):
         self.seq_lens = (text_steps, self.tensors["audio"].shape[1], self.tensors["vision"].shape[1])
         self.feature_dims = tuple(self.tensors[modality].shape[2] for modality in MODALITIES)
 
+    def _hide(
+        self, args: Mapping[str, Any], arrays: Mapping[str, np.ndarray], lengths: dict[str, np.ndarray], path: Path
+    ) -> None:
+        """MMSA's incomplete data. In an aligned file the other modalities are as long as the tokens."""
+        if not args.get("use_bert"):
+            raise InputError(f"{path}: model {args['model_name']!r} hides token ids, so that it needs use_bert=true")
+        for modality in ("audio", "vision"):
+            if args.get("need_data_aligned"):
+                lengths[modality] = np.minimum(lengths["text"], arrays[modality].shape[1])
+        steps = {modality: arrays[modality].shape[1] for modality in ("audio", "vision")}
+        masks = incomplete(arrays["text"], steps, lengths, args["missing_rate"], args["missing_seed"])
+        self.masks = {name: torch.from_numpy(mask) for name, mask in masks.items()}
+
     def __len__(self) -> int:
         return len(self.ids)
 
@@ -133,6 +152,10 @@ class SplitDataset(Dataset):
             sample[key] = [texts[i] for i in index] if isinstance(index, list) else texts[index]
         sample.update({name: tensor[chosen] for name, tensor in self.tensors.items()})
         sample.update({f"{name}_lengths": value[chosen] for name, value in self.lengths.items()})
+        sample.update({name: mask[chosen] for name, mask in self.masks.items()})
+        for modality in ("audio", "vision"):
+            if f"{modality}_missing_mask" in sample:  # made here, since it is as large as the data itself
+                sample[f"{modality}_m"] = sample[modality] * sample[f"{modality}_missing_mask"].unsqueeze(-1)
         sample["labels"] = {name: value[chosen] for name, value in self.labels.items()}
         return sample
 
@@ -160,37 +183,6 @@ class BatchSampler(Sampler[list[int]]):
         for number in range(len(self)):
             start = number * self.batch_size
             yield order[start:] if number == len(self) - 1 else order[start:start + self.batch_size]
-
-
-def encoder_width(pretrained: str | None) -> int:
-    """The hidden size of a text encoder in a local folder; MMSA's 768 where it is only known by name."""
-    config = Path(pretrained or "").expanduser() / "config.json"
-    if pretrained and config.is_file():
-        return int(json.loads(config.read_text(encoding="utf-8")).get("hidden_size", BERT_WIDTH))
-    return BERT_WIDTH
-
-
-def check_encoder(pretrained: str) -> None:
-    """Refuse a text encoder folder without configuration or weights; a hub name is taken as it is."""
-    path = Path(pretrained).expanduser()
-    looks_like_path = pretrained.startswith((".", "~", os.sep)) or path.exists()
-    if not looks_like_path:
-        return
-    if not path.is_dir():
-        raise InputError(f"--pretrained {pretrained}: expected a folder with a text encoder, or its name on the hub")
-    if not (path / "config.json").is_file():
-        raise InputError(f"--pretrained {pretrained}: the folder has no config.json")
-    if not any((path / name).is_file() for name in _WEIGHTS):
-        raise InputError(f"--pretrained {pretrained}: the folder has no weights; expected one of {', '.join(_WEIGHTS)}")
-    try:
-        is_bert = "type_vocab_size" in json.loads((path / "config.json").read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise InputError(f"--pretrained {pretrained}: its config.json cannot be read ({error})") from error
-    if not is_bert:
-        raise InputError(f"--pretrained {pretrained}: its config.json is not that of a BERT architecture")
-
-
-_WEIGHTS = ("model.safetensors", "model.safetensors.index.json", "pytorch_model.bin", "pytorch_model.bin.index.json")
 
 
 def _as_is(batch: Any) -> Any:

@@ -28,6 +28,20 @@ _LOSS = {"Loss": "the model's loss on the split, lower is better"}
 LOWER_IS_BETTER = ("Loss", "MAE")
 
 
+def direction(metric: str) -> str:
+    """Whether the best epoch has the lowest ("min") or the highest ("max") value of this metric."""
+    return "min" if metric in LOWER_IS_BETTER else "max"
+
+
+def why_no_number(metric: str) -> str:
+    """Why MMSA gives no number for a metric: the one case in which each of them has none."""
+    if metric.startswith("Non0"):
+        return "no label but 0"
+    if metric == "Corr":
+        return "all predictions or all labels are equal"
+    return "not a number"
+
+
 def metric_rules(dataset: str) -> dict[str, str]:
     """Metric name -> rule, for the metrics that MMSA reports on this data set, and the loss."""
     family = _SIMS if STANDS_FOR.get(dataset, dataset).startswith("sims") else _MOSI

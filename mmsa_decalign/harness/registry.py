@@ -2,7 +2,8 @@
 
 MMSA has no hook for further models. Its seams are the names that MMSA/run.py binds at import (AMIO, ATIO, the data
 loader, the look-ups of settings), the same look-ups as MMSA exports them, the lists of supported names, and the table
-of metrics. A built-in model on one of MMSA's own data sets still goes through MMSA's own functions.
+of metrics. A built-in model on one of MMSA's own data sets still goes through MMSA's own functions, which only unpickle
+more carefully (see safe_reading.py).
 """
 
 from __future__ import annotations
@@ -31,6 +32,8 @@ def register() -> None:
     import MMSA.run
     import MMSA.utils
 
+    from .safe_reading import read_safely
+
     known = catalogue()
     found = {name: model.plugin for name, model in known.models.items() if model.plugin is not None}
     lookups = {
@@ -51,6 +54,7 @@ def register() -> None:
         _undo.append(replace(MMSA.utils.MetricsTop, "getMetics", _metrics(MMSA.utils.MetricsTop.getMetics)))
         _undo.append(_extend(MMSA.SUPPORTED_MODELS, new_models))
         _undo.append(_extend(MMSA.SUPPORTED_DATASETS, [name.upper() for name in new_datasets]))
+        _undo.append(read_safely())
         _undo.append(apply_patches())
     except BaseException:
         unregister()

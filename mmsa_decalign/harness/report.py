@@ -5,14 +5,17 @@ from __future__ import annotations
 import json
 import shlex
 from collections.abc import Mapping, Sequence
+from string import ascii_lowercase
 from typing import Any
 
 from rich.console import Console
 from rich.measure import Measurement
 from rich.table import Table
 
-from .config import STANDS_FOR, Catalogue, Model
-from .metrics import LOWER_IS_BETTER, metric_rules
+from .config import STANDS_FOR, Catalogue
+from .faults import faults_of
+from .metrics import LOWER_IS_BETTER, metric_rules, why_no_number
+from .needs import needs
 
 
 def run_document(outcome: Any) -> dict[str, Any]:
@@ -22,6 +25,8 @@ def run_document(outcome: Any) -> dict[str, Any]:
         "schema_version": 1,
         "model": job.model,
         "dataset": job.dataset,
+        "mended": job.mended,
+        "flags": outcome.records[0]["flags"],
         "seeds": list(job.seeds),
         "summary": outcome.summary,
         "spread": "population standard deviation over the seeds",
@@ -43,7 +48,7 @@ def print_outcome(outcome: Any, console: Console) -> None:
 def _results(outcome: Any, shown: Sequence[Mapping[str, Any]]) -> Table:
     """Mean and spread of every metric, and a column for each record in ``shown``."""
     job, several = outcome.job, len(outcome.records) > 1
-    table = Table(title=f"{job.model} on {job.dataset}, test split", title_justify="left")
+    table = Table(title=f"{job.label} on {job.dataset}, test split", title_justify="left")
     table.add_column("metric", no_wrap=True)
     for name in ["mean", *(["std"] if several else []), *(f"seed\n{record['seed']}" for record in shown)]:
         table.add_column(name, justify="right", no_wrap=True)
@@ -67,16 +72,30 @@ def _caption(outcome: Any) -> str:
     lines.append(f"{seeds}; train/valid/test {samples['train']}/{samples['valid']}/{samples['test']}")
     row = f"row added to {outcome.csv}" if outcome.csv else "no row added to MMSA's table, see above"
     lines.append(f"records: {job.res_save_dir / 'runs'}; {row}")
-    if any(value is None for record in records for value in record["test"].values()):
-        lines.append("none: not a number on these predictions, as Corr is when all of them are equal")
-    return "\n".join(lines)
+    for name in outcome.summary:
+        empty = [str(record["seed"]) for record in records if record["test"][name] is None]
+        if empty:
+            lines.append(f"{name}: none for seed {', '.join(empty)}, since {why_no_number(name)} there")
+    return "\n".join([*lines, *_faults(job.model, records[0]["flags"])])
+
+
+def _faults(model: str, found: Sequence[Mapping[str, Any]]) -> list[str]:
+    """A line for each fault of MMSA's model that has an effect on this result, or that was repaired for it."""
+    lines = []
+    for flag in found:
+        if flag["repaired"]:
+            lines.append(f"repaired for this result (--mended): in MMSA's {model} {flag['fault']}")
+        else:
+            remedy = " (--mended repairs it)" if flag["mendable"] else ""
+            lines.append(f"as MMSA ships {model}: {flag['fault']}{remedy}")
+    return lines
 
 
 def print_search(search: Any, console: Console) -> None:
     """The best trials of a search with the figures they were ranked by, and the options that repeat the first."""
     job = search.job
     best = "lowest" if search.mode == "min" else "highest"
-    table = Table(title=f"{job.model} on {job.dataset}: best trials, validation split", title_justify="left")
+    table = Table(title=f"{job.label} on {job.dataset}: best trials, validation split", title_justify="left")
     for name in (search.metric, "settings"):
         table.add_column(name, overflow="fold")
     for trial in search.trials[:5]:
@@ -87,7 +106,9 @@ def print_search(search: Any, console: Console) -> None:
     if search.trials and search.trials[0]["valid"]:
         chosen = (f"--set {key}={json.dumps(value, separators=(',', ':'))}"
                   for key, value in search.trials[0]["settings"].items())
-        lines.append(f"use it: mmsa -m {job.model} -d {job.dataset} " + " ".join(map(_quoted, chosen)))
+        call = f"mmsa -m {job.model} -d {job.dataset} " + ("--mended " if job.mended else "")
+        lines.append(f"use it: {call}" + " ".join(map(_quoted, chosen)))
+    lines += _faults(job.model, search.flags)
     console.print("\n".join(lines), markup=False, highlight=False, soft_wrap=not console.is_terminal)
 
 
@@ -97,7 +118,8 @@ def catalogue_document(known: Catalogue) -> dict[str, Any]:
         "schema_version": 1,
         "models": [
             {"name": model.name, "source": model.source, "datasets": model.datasets(known.datasets),
-             "needs": needs(model), "summary": model.plugin.summary if model.plugin else None, "error": model.error}
+             "needs": needs(model), "faults": [fault.document() for fault in faults_of(model)],
+             "summary": model.plugin.summary if model.plugin else None, "error": model.error}
             for model in known.models.values()
         ],
         "datasets": [
@@ -109,18 +131,30 @@ def catalogue_document(known: Catalogue) -> dict[str, Any]:
 
 
 def print_catalogue(known: Catalogue, console: Console) -> None:
-    """Models with their source, data sets and needs, then data sets with their feature files."""
+    """Models with their source, data sets, needs and faults, the faults in words, then data sets with their files."""
     document = catalogue_document(known)
     models = Table(title="models (-m)", title_justify="left")
-    for column in ("name", "from", "data sets", "needs"):
+    for column in ("name", "from", "data sets", "needs", "faults"):
         models.add_column(column, overflow="fold")
+    marks: dict[str, str] = {}
+    legend = []
     for model in document["models"]:
         if model["error"]:
             wants = f"cannot be loaded: {model['error']}"
         else:
             wants = "; ".join(model["needs"]) or "nothing special"
-        models.add_row(model["name"], model["source"], " ".join(model["datasets"]) or "none", wants)
+        for fault in model["faults"]:
+            if fault["name"] not in marks:
+                marks[fault["name"]] = ascii_lowercase[len(marks)]
+                legend.append((marks[fault["name"]], fault))
+        shown = " ".join(sorted(marks[fault["name"]] for fault in model["faults"]))
+        models.add_row(model["name"], model["source"], " ".join(model["datasets"]) or "none", wants, shown)
     console.print(models)
+    if legend:
+        lines = ["faults of MMSA's models, kept so that numbers compare with published ones, and repaired by --mended:"]
+        for mark, fault in legend:
+            lines.append(f"  {mark}  {fault['fault']}" + ("" if fault["mendable"] else " (not repaired)"))
+        console.print("\n".join(lines), markup=False, highlight=False, soft_wrap=not console.is_terminal)
     datasets = Table(title="data sets (-d)", title_justify="left")
     for column in ("name", "from", "feature file below the data root"):
         datasets.add_column(column, overflow="fold")
@@ -128,37 +162,6 @@ def print_catalogue(known: Catalogue, console: Console) -> None:
         files = "; ".join(f"{kind}: {path}" for kind, path in dataset["files"].items())
         datasets.add_row(dataset["name"], dataset["source"], files)
     console.print(datasets)
-
-
-# MMSA's models that the tests train and test; the others may stop at a fault of MMSA that is not mended yet.
-TESTED = ("tfn", "lmf", "lf_dnn", "mfn", "ef_lstm", "graph_mfn", "mfm")
-
-
-def needs(model: Model) -> list[str]:
-    """What a model asks of the data, read off its settings."""
-    if model.error is not None:
-        return []
-    common = model.section.get("commonParams", {})
-    some = next(iter(model.section.get("datasetParams", {}).values()), {})
-    settings = {**common, **some}
-    found = []
-    if settings.get("need_data_aligned"):
-        if model.plugin is not None:
-            found.append("reads the aligned file where there is one")
-        else:
-            pooled = settings.get("need_model_aligned")
-            found.append("aligned features (others are averaged down)" if pooled else "aligned features")
-    if settings.get("use_bert"):
-        found.append("token ids (text_bert)")
-    if "pretrained" in settings and (settings.get("use_bert") or model.plugin is None):
-        found.append("a text encoder" if settings.get("use_bert") else "a text encoder with use_bert=true")
-    if settings.get("data_missing"):
-        found.append("incomplete data (not supported yet)")
-    if {"M", "T", "A", "V"} <= set(settings):
-        found.append("unimodal labels")
-    if model.plugin is None and model.name not in TESTED:
-        found.append("not tested here yet on today's torch")
-    return found + list(model.plugin.needs if model.plugin else ())
 
 
 def dataset_files(section: Mapping[str, Any]) -> dict[str, str]:

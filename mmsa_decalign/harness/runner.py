@@ -1,72 +1,36 @@
-"""One model on one data set over the seeds: ``prepare`` checks everything that can be checked, ``run`` does it.
+"""A run: one model on one data set over the seeds. ``prepare`` (job.py) makes the job, ``run`` does it.
 
-The protocol is fixed here and holds for every model: a run is decided by its seed, the checkpoint is chosen on the
-validation split, the test split is read once after that, and a result is on disk before the next seed begins.
-MMSA_run is not used: it tests whatever checkpoint lies at the path, and writes nothing before the last seed is done.
+A result is on disk before the next seed begins, and what is finished stays whatever happens to the rest.
 """
 
 from __future__ import annotations
 
-import copy
-import dataclasses
-import datetime
 import logging
-import os
-import tempfile
-import time
-import uuid
+import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, redirect_stdout
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from ..data.schema import Features
-from ..errors import InputError, RunError, nearest
-from . import machine
-from .config import Resolved, resolve
-from .datasets import check_encoder, load_features, locate, make_loaders, make_splits
+from ..errors import RunError
+from .datasets import load_features, make_splits
 from .interrupts import remembered
+from .job import Job, check_folders, prepare
+from .mended import repaired
 from .metrics import metric_rules
 from .progress import epoch_bars, logging_to, quiet_mmsa, stderr_console
-from .records import SCHEMA_VERSION, Summary, append_summary, plain, summarise, write_record
+from .records import Summary, append_summary, summarise, write_record
 from .registry import active
-from .watch import EnoughEpochs, EpochWatch, SealedLoader, TrainLoader, is_number
+from .training import train_and_test
 
-DEFAULT_SEEDS = (1111, 1112, 1113, 1114, 1115)
+__all__ = ["Job", "Outcome", "RunInterrupted", "prepare", "run", "session"]
+
 LOGGER = logging.getLogger("MMSA")
-# Keys that belong to one execution; the rest of args is what a record calls its settings.
-_BOOKKEEPING = ("model_save_path", "device", "custom_feature", "feature_T", "feature_A", "feature_V", "cur_seed",
-                "featurePath", "train_mode", "res_save_dir")
 
 
 class RunInterrupted(KeyboardInterrupt):
     """Ctrl-C during a run; the text says which seeds were finished and where their results are."""
-
-
-@dataclass(frozen=True)
-class Job:
-    """Everything that ``run`` needs, checked."""
-
-    resolved: Resolved
-    feature_file: Path
-    files: dict[str, str | None]
-    seeds: tuple[int, ...]
-    device: Any
-    num_workers: int = 0
-    model_save_dir: Path = Path()
-    res_save_dir: Path = Path()
-    log_dir: Path = Path()
-    verbose: int = 1
-    command: str | None = None
-
-    @property
-    def model(self) -> str:
-        return self.resolved.model.name
-
-    @property
-    def dataset(self) -> str:
-        return self.resolved.dataset
 
 
 @dataclass(frozen=True)
@@ -80,62 +44,6 @@ class Outcome:
     summary: Summary
 
 
-def prepare(
-    model: str,
-    dataset: str,
-    *,
-    config: str | Path | None = None,
-    overrides: Mapping[str, Any] | None = None,
-    seeds: Sequence[int] = (),
-    feature_file: str | Path | None = None,
-    data_root: str | Path | None = None,
-    files: Mapping[str, str | None] | None = None,
-    pretrained: str | None = None,
-    device: str = "auto",
-    gpu_ids: Sequence[int] = (),
-    num_workers: int = 0,
-    model_save_dir: str | Path | None = None,
-    res_save_dir: str | Path | None = None,
-    log_dir: str | Path | None = None,
-    verbose: int = 1,
-    command: str | None = None,
-    tuning: bool = False,
-) -> Job:
-    """Resolve settings, find the feature file and pick the device. Raises InputError.
-
-    Nothing is written but the synthetic data set, on its first use.
-    """
-    given = dict(overrides or {})
-    if pretrained is not None:
-        given.update(pretrained=pretrained, use_bert=True)
-    resolved = resolve(model, dataset, config=config, overrides=given, tuning=tuning)
-    settings = resolved.settings
-    if settings.get("use_bert") and settings.get("pretrained"):
-        check_encoder(settings["pretrained"])
-    key_eval, rules = settings.get("KeyEval", "Loss"), metric_rules(resolved.dataset)
-    if not isinstance(key_eval, str) or key_eval not in rules:
-        close = nearest(str(key_eval), rules)
-        raise InputError(f"setting KeyEval={key_eval!r}: no metric of {resolved.dataset}; {close}")
-    if resolved.model.plugin is not None and resolved.model.plugin.check is not None:
-        resolved.model.plugin.check(settings)
-    path = locate(resolved.dataset, resolved.feature_path, feature_file=feature_file, root=data_root,
-                  config_root=resolved.config_root)
-    home = Path.home() / "MMSA"
-    return Job(
-        resolved=resolved,
-        feature_file=path,
-        files=dict(files or {}),
-        seeds=tuple(dict.fromkeys(seeds)) or DEFAULT_SEEDS,
-        device=machine.pick_device(device, list(gpu_ids)),
-        num_workers=num_workers,
-        model_save_dir=Path(model_save_dir or home / "saved_models").expanduser(),
-        res_save_dir=Path(res_save_dir or home / "results").expanduser(),
-        log_dir=Path(log_dir or home / "logs").expanduser(),
-        verbose=verbose,
-        command=command,
-    )
-
-
 def run(job: Job) -> Outcome:
     """Train and test over the seeds.
 
@@ -144,13 +52,13 @@ def run(job: Job) -> Outcome:
     """
     features = load_features(job.feature_file, job.files)
     splits = make_splits(job.resolved.settings, features)
-    check_labels(job.dataset, splits, features.path)
     check_folders(job)
     records: list[dict[str, Any]] = []
     paths: list[Path] = []
     with session(job) as bars:
         LOGGER.info("%s on %s: seeds %s, %s, features %s", job.model, job.dataset,
                     ", ".join(map(str, job.seeds)), job.device, job.feature_file)
+        warn_of_labels(job.dataset, splits)
         seed = job.seeds[0]
         try:
             for number, seed in enumerate(job.seeds, start=1):
@@ -165,29 +73,21 @@ def run(job: Job) -> Outcome:
             text = f"{job.model} on {job.dataset}, seed {seed}: {error}"
             raise RunError(f"{text}\n{_finished('', job, paths)}" if paths else text) from error
         summary = summarise(records)
-        table = append_summary(job.res_save_dir, job.model, job.dataset, summary)
+        table = append_summary(job.res_save_dir, job.label, job.dataset, summary)
     return Outcome(job, records, paths, table, summary)
 
 
-def check_labels(dataset: str, splits: Mapping[str, Any], path: Path) -> None:
-    """Refuse a split whose labels are all zero where MMSA's metrics leave zeros out: they fail on nothing."""
+def warn_of_labels(dataset: str, splits: Mapping[str, Any]) -> None:
+    """Say where the metrics of this data set leave labels out: zeros, or what lies beyond the scale of CH-SIMS."""
+    rules = metric_rules(dataset)
     for name, split in splits.items():
-        if "Non0_acc_2" in metric_rules(dataset) and not bool((split.labels["M"] != 0).any()):
-            raise InputError(f"{path}: split {name!r} has only neutral labels (0), so Non0_acc_2 has no sample; "
-                             "expected at least one label that is not 0")
-
-
-def check_folders(job: Job) -> None:
-    """Make the three folders of results, and refuse one that cannot be written, before anything is trained."""
-    for option in ("model_save_dir", "res_save_dir", "log_dir"):
-        folder = getattr(job, option)
-        try:
-            folder.mkdir(parents=True, exist_ok=True)
-            with tempfile.TemporaryFile(dir=folder):
-                pass
-        except OSError as error:
-            raise InputError(f"--{option.replace('_', '-')} {folder} is no folder that can be written "
-                             f"({error.strerror or error}): choose another") from error
+        labels = split.labels["M"]
+        if "Non0_acc_2" in rules and not bool((labels != 0).any()):
+            LOGGER.warning("split %r has only neutral labels (0): Non0_acc_2 and Non0_F1_score have no sample there",
+                           name)
+        if "clipped to [-1, 1]" in rules["MAE"] and bool((labels.abs() > 1).any()):
+            LOGGER.warning("split %r has labels up to %.3g: the metrics of %s clip labels and predictions to [-1, 1]",
+                           name, float(labels.abs().max()), dataset)
 
 
 @contextmanager
@@ -197,7 +97,9 @@ def session(job: Job) -> Iterator[Any]:
 
     console = stderr_console()
     log_file = job.log_dir / f"{job.model}-{job.dataset}.log"
-    with active(), logging_to(console, log_file, job.verbose), quiet_mmsa(), remembered() as check_interrupt:
+    # Whatever a model or trainer prints goes where the log goes: standard output belongs to results.
+    with (active(), repaired(job.resolved.model, job.mended), logging_to(console, log_file, job.verbose), quiet_mmsa(),
+          redirect_stdout(sys.stderr), remembered() as check_interrupt):
 
         def bars() -> Callable[[Any], Any]:
             show = epoch_bars(console, enabled=job.verbose > 0)
@@ -209,136 +111,6 @@ def session(job: Job) -> Iterator[Any]:
             return one_pass
 
         yield bars
-
-
-def train_and_test(
-    job: Job,
-    features: Features,
-    splits: Mapping[str, Any],
-    seed: int,
-    number: int = 1,
-    show: Any = iter,
-    *,
-    settings: Mapping[str, Any] | None = None,
-    test_split: str = "test",
-) -> dict[str, Any]:
-    """Train with one seed and evaluate the checkpoint chosen on validation; returns the record.
-
-    ``test_split="valid"`` is for tuning: the test split then stays shut and no checkpoint is kept.
-    """
-    import MMSA.run
-    import torch
-    from easydict import EasyDict
-    from MMSA.utils import count_parameters, setup_seed
-
-    started, clock = datetime.datetime.now(datetime.timezone.utc), time.perf_counter()
-    identity = uuid.uuid4().hex[:8]
-    job.model_save_dir.mkdir(parents=True, exist_ok=True)
-    # The record's own: a stale file cannot be tested, and no later run replaces what a record points at.
-    final = job.model_save_dir / f"{job.model}-{job.dataset}-{seed}-{identity}.pth"
-    checkpoint = final.with_name(f".{final.name}")
-    setup_seed(seed)
-    args = EasyDict(copy.deepcopy(dict(settings or job.resolved.settings)))
-    args.update({
-        "model_save_path": checkpoint, "device": job.device, "train_mode": "regression", "cur_seed": number,
-        "custom_feature": str(job.feature_file), "featurePath": str(job.feature_file),
-        **{f"feature_{m[0].upper()}": job.files.get(m) or "" for m in ("text", "audio", "vision")},
-    })
-    try:
-        loaders: dict[str, Any] = dict(make_loaders(args, splits, seed=seed, num_workers=job.num_workers))
-        watch = EpochWatch(checkpoint, loaders["valid"], args.get("max_epochs"))
-        loaders["train"] = TrainLoader(loaders["train"], watch.before_pass, show)
-        loaders["test"] = SealedLoader(loaders["test"])
-        model, trainer = _build(MMSA.run, args, job)
-        with watch.watching(trainer), _failures_named():
-            try:
-                trainer.do_train(model, loaders)
-            except EnoughEpochs:
-                LOGGER.info("stopped after %d epochs (max_epochs)", len(watch.epochs))
-        if not checkpoint.exists():
-            raise RunError(f"no checkpoint was written in {len(watch.epochs)} epochs: validation "
-                           f"{args.get('KeyEval', 'Loss')} was never a number that improved; try a lower learning_rate")
-        with _failures_named():
-            model.load_state_dict(torch.load(checkpoint, map_location=job.device, weights_only=True))
-            model.to(job.device)
-            if test_split == "test":
-                loaders["test"].open()
-            results = trainer.do_test(model, loaders[test_split], mode=test_split.upper())
-        if test_split == "test":
-            os.utime(checkpoint)  # its time stamp was in use, see EpochWatch
-            os.replace(checkpoint, final)
-    finally:
-        checkpoint.unlink(missing_ok=True)
-    return plain({
-        "schema_version": SCHEMA_VERSION,
-        "id": identity,
-        "started": started.isoformat(timespec="seconds"),
-        "command": job.command,
-        "model": job.model,
-        "model_source": job.resolved.model.source,
-        "dataset": job.dataset,
-        "seed": seed,
-        "settings": {key: value for key, value in _complete(job, args).items() if key not in _BOOKKEEPING},
-        "overrides": job.resolved.overrides,
-        "features": _describe(features, splits),
-        "versions": machine.versions(),
-        "device": machine.describe_device(job.device),
-        "git_commit": machine.git_commit(Path(__file__).parent),
-        "working_directory_commit": machine.git_commit(Path.cwd()),
-        "parameters": count_parameters(model),
-        "epochs": getattr(trainer, "history", None) or watch.epochs,
-        "selection": _selection(trainer, watch, args),
-        test_split: {name: value for name, value in results.items() if is_number(value)},
-        "metric_rules": {name: rule for name, rule in metric_rules(job.dataset).items() if name in results},
-        "checkpoint": str(final) if test_split == "test" else None,
-        "peak_memory_mib": machine.peak_memory(job.device),
-        "wall_seconds": round(time.perf_counter() - clock, 3),
-    })
-
-
-def _complete(job: Job, args: Mapping[str, Any]) -> dict[str, Any]:
-    """The settings with the defaults that a plugin fills in itself, so that a record does not depend on them."""
-    plugin = job.resolved.model.plugin
-    checked = plugin.check(args) if plugin is not None and plugin.check is not None else None
-    return {**args, **(dataclasses.asdict(checked) if dataclasses.is_dataclass(checked) else {})}
-
-
-def _build(mmsa_run: Any, args: Any, job: Job) -> tuple[Any, Any]:
-    with _failures_named():
-        model = mmsa_run.AMIO(args).to(job.device)
-        return model, mmsa_run.ATIO().getTrain(args)
-
-
-@contextmanager
-def _failures_named() -> Iterator[None]:
-    """Whatever a model or trainer raises becomes a RunError; the user's own mistakes and Ctrl-C pass."""
-    try:
-        yield
-    except (InputError, RunError, EnoughEpochs):
-        raise
-    except Exception as error:
-        raise RunError(f"{type(error).__name__}: {str(error).strip() or 'no message'}") from error
-
-
-def _selection(trainer: Any, watch: EpochWatch, args: Mapping[str, Any]) -> dict[str, Any]:
-    """Which epoch was chosen and by what rule, from the trainer itself where it says so."""
-    metric = args.get("KeyEval", "Loss")
-    chosen = getattr(trainer, "best_epoch", None) or watch.best_epoch()
-    values = {entry["epoch"]: entry["valid"].get(metric) for entry in watch.epochs}
-    mode = "min" if metric == "Loss" else "max"  # MMSA's trainers
-    rule = {"metric": metric, "mode": mode, "split": "valid", "value": values.get(chosen)}
-    return {"epoch": chosen, **(getattr(trainer, "selection", None) or rule)}
-
-
-def _describe(features: Features, splits: Mapping[str, Any]) -> dict[str, Any]:
-    return {
-        "path": str(features.path.absolute()),
-        "sha256": features.sha256,
-        "replaced": dict(features.overrides),
-        "samples": {name: len(split) for name, split in splits.items()},
-        "feature_dims": features.feature_dims,
-        "seq_lens": features.seq_lens,
-    }
 
 
 def _finished(what: str, job: Job, paths: Sequence[Path]) -> str:

@@ -19,21 +19,25 @@ from ..errors import InputError, RunError
 from .config import choose
 from .datasets import load_features, make_splits
 from .files import append_row
-from .metrics import metric_rules
-from .runner import LOGGER, Job, RunInterrupted, check_folders, check_labels, plain, session, train_and_test
+from .job import Job, check_folders
+from .metrics import direction, metric_rules
+from .records import plain
+from .runner import LOGGER, RunInterrupted, session
+from .training import train_and_test
 
 _MAX_REPEATS = 200  # draws in a row that were all tried before: the space counts as used up
 
 
 @dataclass(frozen=True)
 class Search:
-    """The trials of this call, best first; ``csv`` also holds those of earlier calls."""
+    """The trials of this call, best first, and the faults that had an effect; ``csv`` also holds earlier trials."""
 
     job: Job
     metric: str
     mode: str
     csv: Path
     trials: list[dict[str, Any]] = field(default_factory=list)
+    flags: list[dict[str, Any]] = field(default_factory=list)
 
 
 def tune(job: Job, times: int) -> Search:
@@ -45,16 +49,16 @@ def tune(job: Job, times: int) -> Search:
     space, seed = job.resolved.space, job.seeds[0]
     if not space:
         raise InputError(f"model {job.model!r} has nothing to tune: its settings have no debugParams")
-    path = job.res_save_dir / "tune" / f"{job.dataset}-{job.model}.csv"
+    path = job.res_save_dir / "tune" / f"{job.dataset}-{job.model}{'-mended' if job.mended else ''}.csv"
     header = [*space, *metric_rules(job.dataset), "Split"]
     tried = _tried(path, header, list(space))
     metric = job.resolved.settings.get("KeyEval", "Loss")
     features = load_features(job.feature_file, job.files)
-    check_labels(job.dataset, make_splits({**job.resolved.settings, **_draw(space, random.Random(seed))}, features),
-                 features.path)
+    make_splits({**job.resolved.settings, **_draw(space, random.Random(seed))}, features)  # refuses what is missing
     check_folders(job)
     # Seeded, so that a search can be repeated; what was tried is skipped, so that a second call goes on from there.
     generator, trials = random.Random(seed), []
+    found: dict[str, dict[str, Any]] = {}  # what is drawn decides whether a fault has an effect
     with session(job) as bars:
         for number in range(1, times + 1):
             drawn = _new(space, generator, tried)
@@ -68,6 +72,7 @@ def tune(job: Job, times: int) -> Search:
                 record = train_and_test(job, features, splits, seed, number, bars(), settings=settings,
                                         test_split="valid")
                 scores = record["valid"]
+                found.update({flag["name"]: flag for flag in record["flags"]})
             except KeyboardInterrupt:
                 raise RunInterrupted(f"interrupted; {len(trials)} of {times} trials finished, in {path}") from None
             except (RunError, InputError) as error:  # settings that a model refuses are part of MMSA's own spaces
@@ -76,17 +81,18 @@ def tune(job: Job, times: int) -> Search:
             figures = [scores.get(name) for name in header[len(drawn):-1]]
             append_row(path, header, [*map(_cell, drawn.values()), *figures, "valid"])
             trials.append({"settings": drawn, "valid": scores})
-    mode = "min" if metric == "Loss" else "max"
-    if job.resolved.model.plugin is not None and metric == "MAE":
-        mode = "min"
-    return Search(job, metric, mode, path, sorted(trials, key=lambda trial: _rank(trial["valid"].get(metric), mode)))
+    mode = direction(metric)
+    trials.sort(key=lambda trial: _rank(trial["valid"].get(metric), mode))
+    return Search(job, metric, mode, path, trials, list(found.values()))
 
 
 def search_document(search: Search) -> dict[str, Any]:
     """What ``--json`` prints after a search."""
     rule = {"metric": search.metric, "mode": search.mode, "split": "valid"}
-    return plain({"schema_version": 1, "model": search.job.model, "dataset": search.job.dataset, "scored_by": rule,
-                  "seed": search.job.seeds[0], "trials": search.trials, "csv": str(search.csv)})
+    job = search.job
+    return plain({"schema_version": 1, "model": job.model, "dataset": job.dataset, "mended": job.mended,
+                  "flags": search.flags, "scored_by": rule, "seed": job.seeds[0], "trials": search.trials,
+                  "csv": str(search.csv)})
 
 
 def _rank(value: float | None, mode: str) -> float:

@@ -18,8 +18,9 @@ from pathlib import Path
 from typing import Any
 
 from ..errors import RunError
+from .compat import overlaid
 
-_LOSS = re.compile(r"((?:\w+ )?loss): *(\S+)")
+_LOSS = re.compile(r"((?:\w+ )?loss): *([^\s(]+)")  # tfr_net goes on with a bracket
 
 
 class EnoughEpochs(Exception):
@@ -40,15 +41,25 @@ class LoaderView:
 
 
 class TrainLoader(LoaderView):
-    """Calls ``before_pass`` and hands each pass to ``show``, which may draw a progress bar around it."""
+    """Calls ``before_pass`` and ``after_pass`` around each pass and hands it to ``show``, which may draw a bar."""
 
-    def __init__(self, loader: Any, before_pass: Callable[[], None], show: Callable[[Any], Any]) -> None:
+    def __init__(
+        self,
+        loader: Any,
+        before_pass: Callable[[], None],
+        show: Callable[[Any], Any],
+        after_pass: Callable[[], None] = lambda: None,
+    ) -> None:
         super().__init__(loader)
-        self._before_pass, self._show = before_pass, show
+        self._before_pass, self._show, self._after_pass = before_pass, show, after_pass
 
     def __iter__(self) -> Iterator[Any]:
         self._before_pass()
-        return iter(self._show(self._loader))
+        return self._one_pass()
+
+    def _one_pass(self) -> Iterator[Any]:
+        yield from self._show(self._loader)
+        self._after_pass()
 
 
 class SealedLoader(LoaderView):
@@ -98,15 +109,14 @@ class EpochWatch:
                 self._add(results)
             return results
 
-        trainer.do_test = do_test
         logger.addHandler(ears)
         self._since = time.perf_counter()
         try:
-            yield
+            with overlaid(trainer, "do_test", do_test):
+                yield
             self._look_at_checkpoint()
         finally:
             logger.removeHandler(ears)
-            del trainer.do_test
 
     def best_epoch(self) -> int | None:
         """Number of the last epoch whose state was saved."""

@@ -92,7 +92,6 @@ def test_unknown_names(model: str, dataset: str, message: str) -> None:
         ("need_normalized=1", "need_normalized=1: expected true or false"),
         ("hidden_dims=3", "hidden_dims=3: expected a list"),
         ("pretrained=bert", "'tfn' has no text encoder"),
-        ("KeyEval=MAE", "KeyEval=MAE: .* keep the worst epoch"),
         ("featurePath=x", "unknown setting 'featurePath'"),
         ("=3", "expected key=value"),
         ("batch_size", "expected key=value"),

@@ -15,9 +15,7 @@ from mmsa_decalign.data.reading import read_features
 from mmsa_decalign.errors import InputError
 from mmsa_decalign.harness.datasets import (
     BatchSampler,
-    check_encoder,
     data_root,
-    encoder_width,
     locate,
     make_loaders,
     make_splits,
@@ -134,7 +132,7 @@ def test_what_a_model_asks_for_and_a_file_lacks(tmp_path: Path, tiny: Path) -> N
     path.write_bytes(pickle.dumps(data))
     with pytest.raises(InputError, match="needs token ids, key 'text_bert'"):
         make_splits(args_for(path, use_bert=True), read_features(path))
-    with pytest.raises(InputError, match="incomplete data, which is not supported yet"):
+    with pytest.raises(InputError, match="hides token ids, so that it needs use_bert=true"):
         make_splits(args_for(tiny, data_missing=True), read_features(tiny))
 
 
@@ -164,20 +162,6 @@ def test_synthetic_data_is_made_where_it_is_looked_for(tmp_path: Path) -> None:
     assert path.is_relative_to(tmp_path)
     before = path.stat().st_mtime_ns
     assert locate("synthetic", "unused", root=tmp_path).stat().st_mtime_ns == before
-
-
-def test_text_encoder_folders(tiny_bert: Path, tmp_path: Path) -> None:
-    check_encoder(str(tiny_bert))
-    check_encoder("bert-base-uncased")  # a hub name is not looked up
-    assert encoder_width(str(tiny_bert)) == 24
-    assert encoder_width("bert-base-uncased") == 768
-    with pytest.raises(InputError, match="no config.json"):
-        check_encoder(str(tmp_path))
-    (tmp_path / "config.json").write_text("{}")
-    with pytest.raises(InputError, match="no weights; expected one of model.safetensors"):
-        check_encoder(str(tmp_path))
-    with pytest.raises(InputError, match="expected a folder"):
-        check_encoder(str(tmp_path / "absent"))
 
 
 def test_float_labels_and_tensors(tiny: Path) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import json
+import re
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +13,7 @@ from rich.console import Console
 
 from mmsa_decalign.harness.config import catalogue
 from mmsa_decalign.harness.metrics import metric_rules
-from mmsa_decalign.harness.report import catalogue_document, needs, print_catalogue, print_outcome, run_document
+from mmsa_decalign.harness.report import catalogue_document, print_catalogue, print_outcome, run_document
 from mmsa_decalign.harness.runner import prepare, run
 
 
@@ -75,15 +76,40 @@ def test_the_two_rules_of_acc_2_are_as_described() -> None:
     assert results["Non0_acc_2"] == round(3 / 3, 4)  # the 0 label is left out, the prediction 0 counts as negative
 
 
-def test_needs_come_from_the_settings(toy: str) -> None:
+@pytest.mark.parametrize(("model", "mended", "expected"), [
+    ("lmf", False, ["as MMSA ships lmf: the weights and the bias that sum up the low-rank factors are not trained: "
+                    "they stay random (--mended repairs it)",
+                    "as MMSA ships lmf: the dropout after fusion, fourth of dropouts or post_dropouts, is ignored"]),
+    ("lmf", True, ["repaired for this result (--mended): in MMSA's lmf the weights and the bias that sum up",
+                   "as MMSA ships lmf: the dropout after fusion"]),
+    ("toy", False, []),
+])  # fmt: skip
+def test_the_faults_of_a_model_stand_under_its_table(
+    model: str, mended: bool, expected: list[str], tiny: Path, folders: dict[str, Path], toy: str
+) -> None:
+    outcome = run(prepare(model, "synthetic", feature_file=tiny, seeds=[7], device="cpu", verbose=0, mended=mended,
+                          overrides={"epochs": 1} if model == "toy" else {"max_epochs": 1}, **folders))
+    text = " ".join(shown(outcome).split())
+    assert [line for line in expected if line not in text] == []
+    assert ("MMSA ships" in text or "repaired" in text) == bool(expected)
+    assert text.startswith(f"{model} (mended) on synthetic" if mended else f"{model} on synthetic")
+    document = run_document(outcome)
+    assert document["mended"] is mended
+    assert document["flags"] == outcome.records[0]["flags"]
+
+
+def test_the_list_marks_faults_and_says_what_the_marks_mean(toy: str) -> None:
     known = catalogue()
-    untested = "not tested here yet on today's torch"
-    assert needs(known.models["self_mm"]) == ["token ids (text_bert)", "a text encoder", untested]
-    assert needs(known.models["mfn"]) == ["aligned features (others are averaged down)"]
-    assert needs(known.models["mtfn"]) == ["unimodal labels", untested]
-    assert "incomplete data (not supported yet)" in needs(known.models["tfr_net"])
-    assert needs(known.models["lf_dnn"]) == []
-    assert needs(known.models["toy"]) == ["patience"]
+    stream = io.StringIO()
+    print_catalogue(known, Console(file=stream, width=250))
+    lines = stream.getvalue().splitlines()
+    legend = dict(re.fullmatch(r"  ([a-z])  (.*)", line).groups() for line in lines if re.match(r"  [a-z]  ", line))
+    for model in catalogue_document(known)["models"]:
+        (row,) = [line for line in lines if line.startswith(f"│ {model['name']} ")]
+        marks = row.split("│")[-2].split()
+        described = [fault["fault"] + ("" if fault["mendable"] else " (not repaired)") for fault in model["faults"]]
+        assert sorted(legend[mark] for mark in marks) == sorted(described)
+    assert len(set(legend.values())) == len(legend) > 10
 
 
 def test_the_list_shows_broken_plugins_too(install: Any) -> None:

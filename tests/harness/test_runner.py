@@ -17,7 +17,7 @@ import torch
 
 from mmsa_decalign import Settings
 from mmsa_decalign.errors import InputError, RunError
-from mmsa_decalign.harness import runner, watch
+from mmsa_decalign.harness import job, watch
 from mmsa_decalign.harness.records import plain, summarise
 from mmsa_decalign.harness.runner import Outcome, RunInterrupted, prepare, run
 
@@ -258,7 +258,7 @@ def test_files_that_replace_a_modality_are_read_and_recorded(
 
 
 def test_seeds_default_and_repeat() -> None:
-    assert prepare("lmf", "mosi", feature_file=__file__).seeds == runner.DEFAULT_SEEDS
+    assert prepare("lmf", "mosi", feature_file=__file__).seeds == job.DEFAULT_SEEDS
     assert prepare("lmf", "mosi", feature_file=__file__, seeds=[3, 4, 3]).seeds == (3, 4)
 
 
@@ -295,14 +295,49 @@ def test_a_folder_that_cannot_be_written_is_refused_before_training(
     assert not list(tmp_path.rglob("*.pth"))
 
 
-def test_neutral_labels_alone_are_refused_before_training(tiny: Path, folders: dict[str, Path], toy: str) -> None:
+@pytest.mark.parametrize("model", ["toy", "lf_dnn"])
+def test_neutral_labels_alone_leave_a_gap_and_say_so(
+    model: str, tiny: Path, folders: dict[str, Path], toy: str
+) -> None:
     data = pickle.loads(tiny.read_bytes())
-    data["test"]["regression_labels"] = data["test"]["regression_labels"] * 0
+    for split in ("valid", "test"):
+        data[split]["regression_labels"] = data[split]["regression_labels"] * 0
     neutral = folders["log_dir"].with_name("neutral.pkl")
     neutral.write_bytes(pickle.dumps(data))
-    with pytest.raises(InputError, match="split 'test' has only neutral labels"):
-        do("toy", neutral, folders, seeds=[7])
+    (record,) = do(model, neutral, folders, seeds=[7], overrides={"max_epochs": 1}).records
+    gaps = {name for name, value in record["test"].items() if value is None}
+    assert gaps == {"Non0_acc_2", "Non0_F1_score", "Corr"}
+    assert record["test"]["MAE"] > 0
+    log = (folders["log_dir"] / f"{model}-synthetic.log").read_text()
+    assert "split 'test' has only neutral labels (0)" in log
+    assert "Non0_acc_2 on the test split is not a number: no label but 0" in log
+
+
+@pytest.mark.parametrize("model", ["toy", "lf_dnn"])
+@pytest.mark.parametrize(("label", "metric", "reason"), [
+    (0.0, "Corr", "only neutral labels"), (0.0, "Non0_acc_2", "only neutral labels"),
+    (1.5, "Corr", "no two labels that differ"),
+])
+def test_a_metric_that_no_epoch_could_have_is_refused_before_training(
+    model: str, label: float, metric: str, reason: str, tiny: Path, folders: dict[str, Path], toy: str
+) -> None:
+    data = pickle.loads(tiny.read_bytes())
+    data["valid"]["regression_labels"][:] = label
+    constant = folders["log_dir"].with_name("constant.pkl")
+    constant.write_bytes(pickle.dumps(data))
+    with pytest.raises(InputError, match=f"split 'valid' has {reason}.* KeyEval={metric} has no value"):
+        do(model, constant, folders, seeds=[7], overrides={"KeyEval": metric})
     assert not folders["model_save_dir"].exists()
+
+
+def test_labels_beyond_the_scale_of_the_metrics_are_named(
+    tiny: Path, folders: dict[str, Path], toy: str
+) -> None:
+    do("toy", tiny, folders, dataset="sims", seeds=[7])
+    log = (folders["log_dir"] / "toy-sims.log").read_text()
+    assert "the metrics of sims clip labels and predictions to [-1, 1]" in log
+    do("toy", tiny, folders, seeds=[7])
+    assert "clip" not in (folders["log_dir"] / "toy-synthetic.log").read_text()
 
 
 def test_a_table_with_other_columns_loses_nothing(tiny: Path, folders: dict[str, Path], toy: str) -> None:

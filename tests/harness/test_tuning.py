@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import csv
+import io
 from pathlib import Path
 from typing import Any
 
 import pytest
+from rich.console import Console
 
 from mmsa_decalign.errors import InputError
 from mmsa_decalign.harness import watch
+from mmsa_decalign.harness.report import print_search
 from mmsa_decalign.harness.runner import RunInterrupted, prepare
 from mmsa_decalign.harness.tuning import Search, search_document, tune
 
@@ -48,6 +51,19 @@ def test_what_the_user_fixed_stays_fixed(tiny: Path, folders: dict[str, Path], t
     found = search("toy", tiny, folders, 9, epochs=1, learning_rate=0.5)
     assert {trial["settings"]["learning_rate"] for trial in found.trials} == {0.5}
     assert len(found.trials) == 2
+
+
+@pytest.mark.parametrize("mended", [False, True])
+def test_the_faults_of_a_model_stand_under_its_search(mended: bool, tiny: Path, folders: dict[str, Path]) -> None:
+    found = tune(prepare("lmf", "synthetic", feature_file=tiny, seeds=[7], device="cpu", verbose=0, tuning=True,
+                         overrides={"max_epochs": 1}, mended=mended, **folders), 1)
+    stream = io.StringIO()
+    print_search(found, Console(file=stream, width=120))
+    said = "repaired for this result (--mended): in MMSA's lmf" if mended else "as MMSA ships lmf:"
+    assert f"{said} the weights and the bias that sum up the low-rank factors" in stream.getvalue()
+    document = search_document(found)
+    assert document["mended"] is mended
+    assert {flag["name"]: flag["repaired"] for flag in document["flags"]}["untrained_rank_weights"] is mended
 
 
 def test_mmsas_own_space_and_its_own_table(tiny: Path, folders: dict[str, Path]) -> None:

@@ -63,6 +63,8 @@ def test_training_losses_come_out_of_the_log_and_only_numbers_out_of_the_results
     assert set(observer.epochs[0]["valid"]) == {"Loss", "Corr"}
     two = watched(tmp_path, [True], "TRAIN-(mmim) [1/1/1] >> mmilb loss: 0.25 main loss: {}.75  MAE: 1.0 ")
     assert two.epochs[0]["train"] == {"mmilb_loss": 0.25, "main_loss": 0.75}
+    parts = watched(tmp_path, [True], "TRAIN-(tfr_net) (1/1/1)>> loss: {}.25(pred: 0.25; gen: 4.0)  MAE: 1.0 ")
+    assert parts.epochs[0]["train"] == {"loss": 0.25}
 
 
 def test_training_ends_after_enough_epochs(tmp_path: Path) -> None:

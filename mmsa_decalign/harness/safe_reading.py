@@ -1,0 +1,77 @@
+"""Reading what may come from strangers, without running it: checkpoints, and MMSA's own loaders.
+
+``read_checkpoint`` takes what ``torch.save`` wrote, tensors alone, and safetensors files. ``read_safely`` gives the
+modules of MMSA that unpickle features or load weights a view of ``pickle`` and ``torch`` that does the same for them.
+What may change here: further modules of MMSA that read files.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, BinaryIO
+
+import torch
+
+from ..data.mapped import looks_mapped
+from ..data.reading import read_open
+from ..errors import InputError
+from .patching import Undo, View, mmsa_module, replace, together
+
+_READERS = ("data_loader", "run")  # modules of MMSA 2.2.1 that unpickle features
+
+
+def read_checkpoint(path: str | os.PathLike[str], device: Any = "cpu") -> dict[str, torch.Tensor]:
+    """The state dict in a checkpoint: tensors by name, on ``device``. Nothing in the file is run.
+
+    Raises InputError for a file that is absent or damaged, and for one that holds more than tensors.
+    """
+    path = Path(path).expanduser()
+    try:
+        if not path.is_file():  # neither a pipe, which waits for ever
+            raise InputError(f"checkpoint {path}: no such file; expected a .pth or .safetensors file with a state dict")
+        state = _load(path, map_location=device)
+    except InputError:
+        raise
+    except OSError as error:
+        raise InputError(f"checkpoint {path}: cannot be read ({error.strerror or error})") from error
+    except Exception as error:  # pickle, zipfile, torch and safetensors have one each for every fault
+        raise InputError(f"checkpoint {path}: is damaged, or holds more than tensors ({type(error).__name__}).\n"
+                         "Save it with torch.save(model.state_dict(), path), or as safetensors.") from error
+    tensors = isinstance(state, Mapping) and all(
+        isinstance(name, str) and isinstance(value, torch.Tensor) for name, value in state.items())
+    if not tensors:
+        raise InputError(f"checkpoint {path}: holds no state dict (tensors by name).\n"
+                         "Save it with torch.save(model.state_dict(), path), or as safetensors.")
+    return dict(state)
+
+
+def read_safely() -> Undo:
+    """MMSA's loaders through the restricted unpickler, and its checkpoints as ``read_checkpoint`` loads them.
+
+    Files of `mmsa data convert` are read in place of pickles too. Nobody else's ``pickle`` and ``torch`` change.
+    """
+    undos: list[Undo] = []
+    for name in _READERS:
+        module = mmsa_module(name)
+        if hasattr(module, "pickle"):
+            undos.append(replace(module, "pickle", View(module.pickle, load=_unpickle)))
+    run = mmsa_module("run")
+    undos.append(replace(run, "torch", View(run.torch, load=_load)))
+    return together(undos)
+
+
+def _unpickle(file: BinaryIO, **_: Any) -> Any:
+    return read_open(Path(file.name), file)
+
+
+def _load(path: Any, map_location: Any = None, **_: Any) -> Any:
+    """``torch.load`` of tensors alone, whichever of the two formats."""
+    with open(path, "rb") as file:
+        mapped = looks_mapped(file.read(16))
+    if mapped:
+        from safetensors.torch import load_file
+
+        return load_file(path, device=str(map_location or "cpu"))
+    return torch.load(path, map_location=map_location, weights_only=True)

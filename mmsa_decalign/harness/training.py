@@ -1,0 +1,199 @@
+"""One model trained and tested with one seed: the protocol, the same for every model.
+
+The run is decided by its seed, the checkpoint is chosen on the validation split, and the test split is read once after
+that. MMSA_run is not used: it tests whatever checkpoint lies at the path, and writes nothing before the last seed.
+"""
+
+from __future__ import annotations
+
+import copy
+import dataclasses
+import datetime
+import logging
+import os
+import time
+import uuid
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import ExitStack, contextmanager
+from pathlib import Path
+from typing import Any
+
+from ..data.schema import Features
+from ..errors import InputError, RunError
+from . import machine
+from .accumulation import last_window
+from .datasets import make_loaders
+from .evaluation import directed, whole_splits
+from .faults import flags
+from .job import Job
+from .metrics import direction, metric_rules, why_no_number
+from .records import SCHEMA_VERSION, plain
+from .watch import EnoughEpochs, EpochWatch, SealedLoader, TrainLoader, is_number
+
+MAX_EPOCHS = 500  # where the settings name no max_epochs; MMSA's trainers stop early or never
+LOGGER = logging.getLogger("MMSA")
+# Keys that belong to one execution; the rest of args is what a record calls its settings.
+_BOOKKEEPING = ("model_save_path", "device", "custom_feature", "feature_T", "feature_A", "feature_V", "cur_seed",
+                "featurePath", "train_mode", "res_save_dir")
+
+
+def train_and_test(
+    job: Job,
+    features: Features,
+    splits: Mapping[str, Any],
+    seed: int,
+    number: int = 1,
+    show: Any = iter,
+    *,
+    settings: Mapping[str, Any] | None = None,
+    test_split: str = "test",
+    max_epochs: int | None = None,
+) -> dict[str, Any]:
+    """Train with one seed and evaluate the checkpoint chosen on validation; returns the record.
+
+    ``test_split="valid"`` is for tuning: the test split then stays shut and no checkpoint is kept. ``max_epochs``
+    takes the place of the setting, which a plugin may not know.
+    """
+    import MMSA.run
+    import torch
+    from easydict import EasyDict
+    from MMSA.utils import count_parameters, setup_seed
+
+    started, clock = datetime.datetime.now(datetime.timezone.utc), time.perf_counter()
+    identity = uuid.uuid4().hex[:8]
+    job.model_save_dir.mkdir(parents=True, exist_ok=True)
+    # The record's own: a stale file cannot be tested, and no later run replaces what a record points at.
+    final = job.model_save_dir / f"{job.model}-{job.dataset}-{seed}-{identity}.pth"
+    checkpoint = final.with_name(f".{final.name}")
+    setup_seed(seed)
+    args = EasyDict(copy.deepcopy(dict(settings or job.resolved.settings)))
+    args.update({
+        "model_save_path": checkpoint, "device": job.device, "train_mode": "regression", "cur_seed": number,
+        "custom_feature": str(job.feature_file), "featurePath": str(job.feature_file),
+        **{f"feature_{m[0].upper()}": job.files.get(m) or "" for m in ("text", "audio", "vision")},
+    })
+    try:
+        loaders: dict[str, Any] = dict(make_loaders(args, splits, seed=seed, num_workers=job.num_workers))
+        watch = EpochWatch(checkpoint, loaders["valid"], max_epochs or args.get("max_epochs", MAX_EPOCHS))
+        model, trainer = _build(MMSA.run, args, job)
+        metric = args.get("KeyEval", "Loss")
+        with ExitStack() as mended:
+            end_of_pass = mended.enter_context(_mended(trainer)) if job.resolved.model.plugin is None else _nothing
+            loaders["train"] = TrainLoader(loaders["train"], watch.before_pass, show, end_of_pass)
+            loaders["test"] = SealedLoader(loaders["test"])
+            with ExitStack() as training:
+                training.enter_context(watch.watching(trainer))
+                if job.resolved.model.plugin is None:
+                    training.enter_context(directed(trainer, metric))
+                training.enter_context(_failures_named())
+                try:
+                    trainer.do_train(model, loaders)
+                except EnoughEpochs:
+                    LOGGER.info("stopped after %d epochs (max_epochs)", len(watch.epochs))
+            if not checkpoint.exists():
+                raise RunError(f"no checkpoint was written in {len(watch.epochs)} epochs: validation {metric} was "
+                               f"never a number that improved; {_remedy(metric)}")
+            with _failures_named():
+                model.load_state_dict(torch.load(checkpoint, map_location=job.device, weights_only=True))
+                model.to(job.device)
+                if test_split == "test":
+                    loaders["test"].open()
+                results = trainer.do_test(model, loaders[test_split], mode=test_split.upper())
+        for name, value in results.items():
+            if is_number(value) and value != value:
+                LOGGER.warning("%s on the %s split is not a number: %s", name, test_split, why_no_number(name))
+        if test_split == "test":
+            os.utime(checkpoint)  # its time stamp was in use, see EpochWatch
+            os.replace(checkpoint, final)
+    finally:
+        checkpoint.unlink(missing_ok=True)
+    return plain({
+        "schema_version": SCHEMA_VERSION,
+        "id": identity,
+        "started": started.isoformat(timespec="seconds"),
+        "command": job.command,
+        "model": job.model,
+        "model_source": job.resolved.model.source,
+        "dataset": job.dataset,
+        "seed": seed,
+        "settings": {key: value for key, value in _complete(job, args, splits["train"].seq_lens).items()
+                     if key not in _BOOKKEEPING},
+        "overrides": job.resolved.overrides,
+        "mended": job.mended,
+        "flags": flags(job.resolved.model, args, splits["train"].seq_lens, mended=job.mended),
+        "features": _describe(features, splits),
+        "versions": machine.versions(),
+        "device": machine.describe_device(job.device),
+        "git_commit": machine.git_commit(Path(__file__).parent),
+        "working_directory_commit": machine.git_commit(Path.cwd()),
+        "parameters": count_parameters(model),
+        "epochs": getattr(trainer, "history", None) or watch.epochs,
+        "selection": _selection(trainer, watch, args),
+        test_split: {name: value for name, value in results.items() if is_number(value)},
+        "metric_rules": {name: rule for name, rule in metric_rules(job.dataset).items() if name in results},
+        "checkpoint": str(final) if test_split == "test" else None,
+        "peak_memory_mib": machine.peak_memory(job.device),
+        "wall_seconds": round(time.perf_counter() - clock, 3),
+    })
+
+
+def _complete(job: Job, args: Mapping[str, Any], seq_lens: Any) -> dict[str, Any]:
+    """The settings with the defaults that a plugin fills in itself, so that a record does not depend on them.
+
+    ``seq_lens`` are those the model was built from: MMSA's aligned models put one number in their place.
+    """
+    plugin = job.resolved.model.plugin
+    checked = plugin.check(args) if plugin is not None and plugin.check is not None else None
+    return {**args, **(dataclasses.asdict(checked) if dataclasses.is_dataclass(checked) else {}), "seq_lens": seq_lens}
+
+
+@contextmanager
+def _mended(trainer: Any) -> Iterator[Callable[[], None]]:
+    """One of MMSA's own trainers without its silent faults; yields what is to be called after each training pass."""
+    with whole_splits(trainer), last_window(trainer) as end_of_pass:
+        yield end_of_pass
+
+
+def _nothing() -> None:
+    """What is called after each training pass of a plugin."""
+
+
+def _remedy(metric: str) -> str:
+    return "try a lower learning_rate" if metric == "Loss" else "try a lower learning_rate, or KeyEval=Loss"
+
+
+def _build(mmsa_run: Any, args: Any, job: Job) -> tuple[Any, Any]:
+    with _failures_named():
+        model = mmsa_run.AMIO(args).to(job.device)
+        return model, mmsa_run.ATIO().getTrain(args)
+
+
+@contextmanager
+def _failures_named() -> Iterator[None]:
+    """Whatever a model or trainer raises becomes a RunError; the user's own mistakes and Ctrl-C pass."""
+    try:
+        yield
+    except (InputError, RunError, EnoughEpochs):
+        raise
+    except Exception as error:
+        raise RunError(f"{type(error).__name__}: {str(error).strip() or 'no message'}") from error
+
+
+def _selection(trainer: Any, watch: EpochWatch, args: Mapping[str, Any]) -> dict[str, Any]:
+    """Which epoch was chosen and by what rule, from the trainer itself where it says so."""
+    metric = args.get("KeyEval", "Loss")
+    chosen = getattr(trainer, "best_epoch", None) or watch.best_epoch()
+    values = {entry["epoch"]: entry["valid"].get(metric) for entry in watch.epochs}
+    rule = {"metric": metric, "mode": direction(metric), "split": "valid", "value": values.get(chosen)}
+    return {"epoch": chosen, **(getattr(trainer, "selection", None) or rule)}
+
+
+def _describe(features: Features, splits: Mapping[str, Any]) -> dict[str, Any]:
+    return {
+        "path": str(features.path.absolute()),
+        "sha256": features.sha256,
+        "replaced": dict(features.overrides),
+        "samples": {name: len(split) for name, split in splits.items()},
+        "feature_dims": features.feature_dims,
+        "seq_lens": features.seq_lens,
+    }
