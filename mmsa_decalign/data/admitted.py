@@ -44,20 +44,25 @@ def _reconstruct(kind: Any, shape: Any, code: Any) -> np.ndarray:
     return np.ndarray((0,), np.int8)
 
 
-def _dtype(spec: Any, align: Any = False, copy: Any = False) -> np.dtype:
+class Type:
+    """An array's type as the pickle goes on describing it. NumPy's own would change under arrays that have it."""
+
+    def __init__(self, spec: str) -> None:
+        self.spec, self.order = spec, "="
+
+    def describe(self, state: Any) -> None:
+        plain = type(state) is tuple and len(state) == 8 and type(state[1]) is str and type(state[5]) is int
+        if not plain or state[1] not in ("<", ">", "=", "|") or any(one is not None for one in state[2:5]):
+            raise Refused("makes an array of records or of another type that is not plain")
+        if state[5] not in (-1, np.dtype(self.spec).itemsize):
+            raise Refused("holds an array of a type of another size")
+        self.order = state[1]
+
+
+def _dtype(spec: Any, align: Any = False, copy: Any = False) -> Type:
     if type(spec) is not str or not re.fullmatch(_TYPES, spec):
         raise Refused(f"makes an array of type {_shown(str(spec)) if type(spec) is str else type(spec).__name__}")
-    return np.dtype(spec, copy=True)  # its own, since `set_byte_order` changes it
-
-
-def set_byte_order(dtype: np.dtype, state: Any) -> None:
-    plain = type(state) is tuple and len(state) == 8 and type(state[1]) is str and type(state[5]) is int
-    if not plain or state[1] not in "<>=|" or any(one is not None for one in state[2:5]):
-        raise Refused("makes an array of records or of another type that is not plain")
-    if state[5] not in (-1, dtype.itemsize):
-        raise Refused("holds an array of a type of another size")
-    before = dtype.__reduce__()[2]
-    dtype.__setstate__((before[0], state[1] or "=", *before[2:]))
+    return Type(spec)
 
 
 def fill(array: np.ndarray, state: Any) -> None:
@@ -86,13 +91,11 @@ def _scalar(dtype: Any, content: Any) -> Any:
     return np.frombuffer(content, dtype)[0]
 
 
-def _checked(shape: Any, dtype: Any, content: Any) -> np.dtype:
-    """Refuse an array whose content is not exactly what its shape says; nothing is allocated before that.
-
-    Returns a copy of the type, since the pickle may go on to change its own.
-    """
-    if not isinstance(dtype, np.dtype) or dtype.kind not in "biufcSUO":
+def _checked(shape: Any, described: Any, content: Any) -> np.dtype:
+    """The type of an array whose content is exactly what its shape says; nothing is allocated before that is known."""
+    if type(described) is not Type:
         raise Refused("holds an array of an unknown type")
+    dtype = np.dtype(described.order + described.spec)
     if type(shape) is not tuple or len(shape) > 32 or not all(type(n) is int and n >= 0 for n in shape):
         raise Refused("holds an array without a valid shape")
     count = math.prod(shape)
@@ -106,7 +109,7 @@ def _checked(shape: Any, dtype: Any, content: Any) -> np.dtype:
         points = np.frombuffer(content, np.dtype(np.uint32).newbyteorder(dtype.byteorder))
         if points.max() > sys.maxunicode:
             raise Refused("holds strings of characters that do not exist")
-    return np.dtype(dtype, copy=True)
+    return dtype
 
 
 def encode(text: Any, encoding: Any) -> bytes:

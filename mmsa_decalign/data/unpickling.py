@@ -15,7 +15,7 @@ from typing import Any, BinaryIO, NoReturn
 
 import numpy as np
 
-from .admitted import CALLS, SCALARS, Refused, admitted, encode, fill, plain_keys, set_byte_order
+from .admitted import CALLS, SCALARS, Refused, Type, admitted, encode, fill, plain_keys
 
 __all__ = ["Refused", "load"]
 
@@ -104,8 +104,8 @@ class _Unpickler(pickle._Unpickler):  # type: ignore[name-defined]  # the one in
         thing = self.stack[-1]
         if type(thing) is np.ndarray:
             fill(thing, state)
-        elif isinstance(thing, np.dtype):
-            set_byte_order(thing, state)
+        elif type(thing) is Type:
+            thing.describe(state)
         else:
             raise Refused(f"sets the state of a {type(thing).__name__}")
 
@@ -216,6 +216,6 @@ def _cost(thing: Any) -> int:
         return len(thing)
     if type(thing) is np.ndarray:
         return thing.nbytes
-    if isinstance(thing, np.generic | np.dtype) or type(thing) in SCALARS:
+    if isinstance(thing, np.generic) or type(thing) in SCALARS:
         return 1
     raise Refused("holds what is no data")

@@ -32,7 +32,7 @@ def fuzz(folder: Path, factor: float, seed: int, seconds: int) -> dict[str, Any]
 
 
 @pytest.mark.parametrize(
-    ("factor", "seed", "least"), [(0.5, 2, 2000), pytest.param(4, 11, 10_000, marks=pytest.mark.slow)])
+    ("factor", "seed", "least"), [(0.4, 2, 2000), pytest.param(4, 11, 10_000, marks=pytest.mark.slow)])
 def test_no_file_runs_fills_hangs_or_escapes(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], factor: float, seed: int, least: int
 ) -> None:
@@ -53,7 +53,7 @@ def test_no_file_runs_fills_hangs_or_escapes(
 def test_every_payload_is_refused_as_a_whole_file(tmp_path: Path, group: str) -> None:
     """Few are data after all: those that only build a list, a number or an array in an odd way."""
     harmless = {"place far away", "place of 200 million", "place in text", "twice", "list in many lists", "no width",
-                "half", "complex", "forged objects", "array filled twice", "array as it begins", "type as data",
+                "half", "complex", "forged objects", "array filled twice", "array as it begins",
                 "order changed afterwards"}
     path, read = tmp_path / "bad.pkl", []
     trace = tmp_path / "trace"
