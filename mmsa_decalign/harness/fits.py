@@ -12,6 +12,7 @@ from typing import Any
 from ..data.schema import MODALITIES, Features
 from ..errors import InputError
 from .encoders import check_tokens
+from .needs import AVERAGED, CONVOLVES
 
 
 def check_fit(settings: Mapping[str, Any], features: Features) -> None:
@@ -33,7 +34,7 @@ def check_fit(settings: Mapping[str, Any], features: Features) -> None:
             if lacking:
                 raise InputError(f"{here} learns a label of each modality, and split {name!r} has no key "
                                  f"'regression_labels_{lacking[0]}'; use a file with all three, as SIMS has")
-    if model in _CONVOLVES:
+    if model in CONVOLVES:
         for modality in MODALITIES:
             size = settings.get(f"conv1d_kernel_size_{_LETTER[modality]}", 1)
             if steps[modality] < size:
@@ -57,7 +58,6 @@ def _check_choice(settings: Mapping[str, Any], features: Features) -> None:
                          "epoch; use --set KeyEval=Loss")
 
 
-_NORMALISES = ("tfn", "lmf", "lf_dnn", "mtfn", "mlmf", "mlf_dnn", "tfr_net")
+_NORMALISES = (*AVERAGED, "tfr_net")
 _COMPARES = ("misa", "mmim")  # by moments and covariances, whose gradients on one sample are not numbers
-_CONVOLVES = ("mult", "tetfn")  # without padding
 _LETTER = {"text": "l", "audio": "a", "vision": "v"}

@@ -16,11 +16,11 @@ if TYPE_CHECKING:
     from .config import Model
 
 # MMSA's models that convolve without padding, so that a sequence must be as long as the kernel.
-_CONVOLVES = ("mult", "tetfn")
+CONVOLVES = ("mult", "tetfn")
 # Models of MMSA's GitHub head that read an encoder with pytorch_transformers, which knows no other file of weights.
 _OLD_WEIGHTS = {"cenet": "pytorch_model.bin"}
 # MMSA's models that take one step of audio and vision, which need_normalized makes by averaging.
-_AVERAGED = ("tfn", "lmf", "lf_dnn", "mtfn", "mlmf", "mlf_dnn")
+AVERAGED = ("tfn", "lmf", "lf_dnn", "mtfn", "mlmf", "mlf_dnn")
 _KERNELS = ("conv1d_kernel_size_l", "conv1d_kernel_size_a", "conv1d_kernel_size_v")
 
 
@@ -58,7 +58,7 @@ def model_settings(section: Mapping[str, Any]) -> dict[str, Any]:
 
 def least_steps(model: Model) -> int:
     """How many time steps a model wants at least, with the settings it is shipped with, on any of its data sets."""
-    if model.plugin is not None or model.name not in _CONVOLVES:
+    if model.plugin is not None or model.name not in CONVOLVES:
         return 1
     per_dataset = model.section.get("datasetParams", {}).values()
     return max((settings.get(kernel, 1) for settings in per_dataset for kernel in _KERNELS), default=1)
@@ -84,7 +84,7 @@ def check_combination(model: Model, dataset: str, settings: Mapping[str, Any]) -
     if has_unimodal_weights(settings) and "sims" not in dataset:
         raise InputError(f"model {model.name!r} learns a label of each modality, and MMSA trains it on SIMS alone: "
                          f"use -d sims, or another model on {dataset!r}")
-    if model.name in _AVERAGED and not settings.get("need_normalized"):
+    if model.name in AVERAGED and not settings.get("need_normalized"):
         raise InputError(f"model {model.name!r} takes the averages of audio and vision over time: need_normalized must "
                          "stay true")
     if model.name in ALWAYS and not settings.get("use_bert"):
