@@ -42,6 +42,8 @@ def decoupling_loss(unique: Sequence[Tensor], common: Sequence[Tensor], *, power
     for s, c in zip(unique, common, strict=True):
         if s.shape != c.shape:
             raise ValueError(f"unique features {tuple(s.shape)} and common features {tuple(c.shape)} differ in shape")
+        if s.numel() == 0:
+            raise ValueError(f"features of shape {tuple(s.shape)} hold nothing, expected (N, d, T), each at least 1")
         cosine = cosine_similarity(s.flatten(1), c.flatten(1), dim=1)
         per_modality.append(cosine.square().mean() if power == 2 else cosine.mean())
     stacked = torch.stack(per_modality)

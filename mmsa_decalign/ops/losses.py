@@ -47,10 +47,17 @@ def prototype_loss(
         mahalanobis: measure with the component's covariance, (x - mu)^T Sigma^{-1} (x - mu), instead of |x - mu|^2.
 
     Raises:
-        ValueError: when the counts differ or fewer than two modalities are given.
+        ValueError: when the counts differ, fewer than two modalities are given, or a mixture does not fit its features.
     """
     if len(features) != len(mixtures) or len(features) < 2:
         raise ValueError(f"{len(features)} features and {len(mixtures)} mixtures, expected M >= 2 of each")
+    n, d = features[0].shape
+    k = mixtures[0].means.shape[0]
+    for x, mixture in zip(features, mixtures, strict=True):
+        shapes = tuple(x.shape), tuple(mixture.means.shape), tuple(mixture.responsibilities.shape)
+        if shapes != ((n, d), (k, d), (n, k)):
+            raise ValueError(f"features {shapes[0]} with means {shapes[1]} and responsibilities {shapes[2]}, expected "
+                             f"{(n, d)}, {(k, d)} and {(n, k)} as in the first modality")
     scale = scale_of(reduction, features[0].shape[-1])
     dtype, features, mixtures = features[0].dtype, widen(features), widen(mixtures)
     pairs = []

@@ -7,6 +7,7 @@ May change: the arithmetic, as long as the NumPy reference agrees. Twin: referen
 
 from __future__ import annotations
 
+import math
 from fractions import Fraction
 from typing import NamedTuple
 
@@ -69,9 +70,9 @@ def fit_gaussian_mixtures(
     x: Tensor, n_components: int, *, n_iter: int, var_floor: float, covariance: str
 ) -> list[GaussianMixture]:
     """`fit_gaussian_mixture` for each of the M batches in `x` (M, N, d), all in the same tensor operations."""
-    if n_components < 1 or n_iter < 0 or not var_floor > 0:
+    if n_components < 1 or n_iter < 0 or not 0 < var_floor < math.inf:
         raise ValueError(
-            f"n_components={n_components}, n_iter={n_iter}, var_floor={var_floor}: expected >= 1, >= 0 and > 0"
+            f"n_components={n_components}, n_iter={n_iter}, var_floor={var_floor}: expected >= 1, >= 0 and > 0, finite"
         )
     if covariance not in ("diag", "full"):
         raise ValueError(f"covariance={covariance!r}, expected 'diag' or 'full'")
@@ -127,7 +128,7 @@ def cholesky(covariances: Tensor) -> Tensor:
         failed = info.unsqueeze(-1)
         if not bool(failed.any()):
             return factors
-    raise ValueError("covariances are not positive definite: look for features that are not finite, or raise var_floor")
+    raise ValueError("covariances are not positive definite: raise var_floor")
 
 
 def squared_mahalanobis(diff: Tensor, covariances: Tensor) -> Tensor:

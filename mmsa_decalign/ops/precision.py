@@ -16,8 +16,14 @@ from torch import Tensor
 
 
 def widen(value: Any) -> Any:
-    """Every tensor of a tensor, a sequence or a record in float64; gradients come back in the type it had."""
-    return cast(value, torch.float64)
+    """Every tensor of a tensor, a sequence or a record in float64; gradients come back in the type it had.
+
+    Raises ValueError for NaN and infinite entries: what is computed from them would be a number that means nothing.
+    """
+    wide = cast(value, torch.float64)
+    if not all(bool(torch.isfinite(tensor).all()) for tensor in _tensors(wide)):
+        raise ValueError("the input has NaN or infinite entries, expected finite numbers: clean it first")
+    return wide
 
 
 def cast(value: Any, dtype: torch.dtype) -> Any:
@@ -30,3 +36,9 @@ def cast(value: Any, dtype: torch.dtype) -> Any:
         parts = [cast(part, dtype) for part in value]
         return type(value)(*parts) if hasattr(value, "_fields") else tuple(parts)
     return value
+
+
+def _tensors(value: Any) -> list[Tensor]:
+    if isinstance(value, Tensor):
+        return [value]
+    return [tensor for part in value for tensor in _tensors(part)] if isinstance(value, tuple) else []

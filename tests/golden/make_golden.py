@@ -231,12 +231,15 @@ def changes(name, folder):
 
 
 def commit():
-    """The repository's commit, marked -dirty where the checkout differs from it; "unknown" without git."""
-    command = ["git", "-C", str(FOLDER), "describe", "--always", "--abbrev=40", "--dirty", "--exclude=*"]
+    """The repository's commit, marked -dirty where the checkout, these files aside, differs from it."""
+    git = ["git", "-C", str(FOLDER)]
     try:
-        return subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()
+        head = subprocess.run([*git, "rev-parse", "HEAD"], capture_output=True, text=True, check=True).stdout.strip()
+        others = [*git, "status", "--porcelain", "--", ":/", ":!*.npz"]
+        changed = subprocess.run(others, capture_output=True, check=True)
     except (OSError, subprocess.CalledProcessError):
         return "unknown"
+    return head + "-dirty" * bool(changed.stdout)
 
 
 def write(name, folder):

@@ -172,3 +172,41 @@ def test_one_modality_alone_and_unequal_ones_are_refused():
             ops.prototype_loss(features, mixtures)
     with pytest.raises(ValueError, match="'mean' or 'sum'"):
         ops.prototype_loss([x, x], [mixture, mixture], reduction="max")
+
+
+@pytest.mark.parametrize("bad", [math.nan, math.inf])
+@pytest.mark.parametrize(
+    "operator",
+    [
+        lambda x: ops.fit_gaussian_mixture(x, 2),
+        lambda x: ops.mmd(x, torch.zeros_like(x)),
+        lambda x: ops.mmd(torch.zeros_like(x), x, bandwidth="median"),
+        lambda x: ops.homo_loss([x, x]),
+        lambda x: ops.hetero_loss([x, x], n_components=2),
+        ops.batch_moments,
+        lambda x: ops.decoupling_loss([x.unsqueeze(2)], [x.unsqueeze(2)]),
+    ],
+)
+def test_what_is_no_number_is_refused(operator, bad):
+    x = torch.randn(5, 3)
+    operator(x)
+    x[1, 2] = bad
+    with pytest.raises(ValueError, match="finite"):
+        operator(x)
+
+
+@pytest.mark.parametrize("change", ["components", "samples", "width"])
+def test_prototype_loss_refuses_mixtures_of_other_features(change):
+    x, y = torch.randn(6, 3), torch.randn(6, 3)
+    fitted = ops.fit_gaussian_mixture(x, 2)
+    ops.prototype_loss([x, y], [fitted, ops.fit_gaussian_mixture(y, 2)])
+    other = {"components": (y, 3), "samples": (y[:4], 2), "width": (y[:, :2], 2)}[change]
+    with pytest.raises(ValueError, match="as in the first modality"):
+        ops.prototype_loss([x, y], [fitted, ops.fit_gaussian_mixture(*other)])
+
+
+def test_decoupling_of_nothing_and_an_infinite_floor_are_refused():
+    with pytest.raises(ValueError, match="hold nothing"):
+        ops.decoupling_loss([torch.zeros(0, 3, 1)], [torch.zeros(0, 3, 1)])
+    with pytest.raises(ValueError, match="finite"):
+        ops.fit_gaussian_mixture(torch.randn(4, 2), 2, var_floor=math.inf)

@@ -217,8 +217,8 @@ def test_costs_at_the_edge_of_float64_end():
         ({"marginals": [torch.tensor([0.5, 0.50015]), torch.tensor([0.5, 0.5])]}, "sum 1"),
         ({"marginals": [torch.tensor([0.5, 0.4]), torch.tensor([0.5, 0.5])]}, "sum 1"),
         ({"marginals": [torch.tensor([1.5, -0.5]), torch.tensor([0.5, 0.5])]}, ">= 0"),
-        ({"cost": torch.tensor([[0.0, torch.nan], [0.0, 0.0]])}, "NaN or Inf"),
-        ({"cost": torch.tensor([[0.0, torch.inf], [0.0, 0.0]])}, "NaN or Inf"),
+        ({"cost": torch.tensor([[0.0, torch.nan], [0.0, 0.0]])}, "NaN or infinite"),
+        ({"cost": torch.tensor([[0.0, torch.inf], [0.0, 0.0]])}, "NaN or infinite"),
     ],
 )
 def test_refused_input(change, message):
