@@ -90,6 +90,27 @@ def test_the_largest_sizes(covariance, dtype):
     assert value_error(case, dtype, "cpu") <= TOLERANCE[dtype]
 
 
+def large_cases():
+    """The operators that `hetero_loss` does not use, and transport over more than two modalities, at full size."""
+    x = table.batch(512, 128, 4)
+    steps = [np.stack([part, part[::-1] * 2], axis=2) for part in x]
+    yield Case("homo_loss", (x,), {"bandwidth": "median"})
+    yield Case("mmd", (x[0], x[1]), {"bandwidth": 64.0})
+    yield Case("batch_moments", (x[0],))
+    yield Case("decoupling_loss", (steps, steps[::-1]))
+    mixtures = [reference.fit_gaussian_mixture(part, 32) for part in x[:3]]
+    yield Case("joint_cost", (mixtures,))
+    cost = np.random.default_rng(0).random((32, 32, 32))
+    marginals = [np.random.default_rng(m).dirichlet(np.ones(32)) for m in range(3)]
+    yield Case("multimarginal_sinkhorn", (cost, marginals), {"reg": 0.1}, comparison.transport_numbers)
+
+
+@pytest.mark.parametrize("dtype", list(TOLERANCE), ids=str)
+@pytest.mark.parametrize("case", [pytest.param(case, id=case.operator) for case in large_cases()])
+def test_the_largest_sizes_of_the_others(case, dtype):
+    assert value_error(case, dtype, "cpu") <= TOLERANCE[dtype]
+
+
 @of_every_operator
 def test_gradcheck(operator):
     """Against differences of the operator itself, for the small cases of the table: every entry of every input."""
