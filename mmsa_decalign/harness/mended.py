@@ -8,14 +8,13 @@ from __future__ import annotations
 
 import ast
 import functools
-import importlib
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
 
 from .config import Model
 from .faults import FAULTS, faults_of
-from .patching import Undo, View, replace
+from .patching import Undo, View, mmsa_module, replace, together
 from .rewrite import rewritten
 
 
@@ -29,8 +28,7 @@ def repaired(model: Model, wanted: bool = True) -> Iterator[list[str]]:
             undos.append(MENDS[name](model.name))
         yield names
     finally:
-        while undos:
-            undos.pop()()
+        together(undos)()
 
 
 def mendable(model: Model) -> bool:
@@ -43,21 +41,13 @@ def _class(file: str, name: str) -> Any:
 
 
 def _module(file: str) -> Any:
-    """A module of MMSA, by its file; MMSA's packages hide many of theirs behind classes of the same name."""
-    return importlib.import_module("MMSA." + file.removesuffix(".py").replace("/", "."))
+    """A module of MMSA, by its file."""
+    return mmsa_module(file.removesuffix(".py").replace("/", "."))
 
 
 def _sign(fault: str, model: str) -> str:
     """The file of MMSA that has the fault."""
     return next(each for each in FAULTS if each.name == fault).signs[model][0]
-
-
-def _together(undos: list[Undo]) -> Undo:
-    def undo() -> None:
-        while undos:
-            undos.pop()()
-
-    return undo
 
 
 # Optimisers: what MMSA's trainers forget to hand over is added where they make their Adam
@@ -209,7 +199,7 @@ def _steps_as_time(model: str) -> Undo:
         start(self, *args, **kwargs)
         self.rnn.batch_first = True
 
-    return _together([replace(module.Seq2Seq, "forward", forward), replace(module.Regression, "__init__", __init__)])
+    return together([replace(module.Seq2Seq, "forward", forward), replace(module.Regression, "__init__", __init__)])
 
 
 class _Loaders(dict):
