@@ -17,6 +17,7 @@ import numpy as np
 import torch
 from torch.utils.data import DataLoader, Dataset, Sampler
 
+from ..data.published import FILES
 from ..data.reading import read_features
 from ..data.schema import Features, Split
 from ..data.synthetic import ensure_synthetic
@@ -191,5 +192,6 @@ def _as_is(batch: Any) -> Any:
 
 def _remedy(dataset: str) -> str:
     layout = metrics_family(dataset)
-    return (f"give one with --feature-file PATH, or write a stand-in: "
+    fetch = f"get it with mmsa data fetch {dataset}, " if any(file.dataset == dataset for file in FILES) else ""
+    return (f"give one with --feature-file PATH, {fetch}or write a stand-in: "
             f"mmsa data synth {layout}.pkl --layout {layout}")

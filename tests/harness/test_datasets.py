@@ -146,6 +146,7 @@ def test_where_a_feature_file_is_looked_for(tmp_path: Path, monkeypatch: pytest.
     for place in ("configured", "environment"):
         assert str(tmp_path / place / relative) in str(error.value)
     assert "mmsa data synth mosi.pkl --layout mosi" in str(error.value)
+    assert "get it with mmsa data fetch mosi, " in str(error.value)
     file = tmp_path / "environment" / relative
     file.parent.mkdir(parents=True)
     file.touch()
