@@ -11,11 +11,11 @@ import sys
 import traceback
 from collections.abc import Sequence
 
-from .commands import data, listing, train, verify
+from .commands import ablate, compare, data, listing, predict, report, rerun, robust, train, tune, verify
 from .commands.parsing import Parser, option_names
 from .errors import InputError, RunError
 
-COMMANDS = (listing, verify, data)
+COMMANDS = (compare, ablate, tune, report, rerun, predict, robust, listing, verify, data)
 
 DESCRIPTION = """\
 Train and test models of multimodal sentiment analysis: DecAlign, MMSA's models and plugins (`mmsa list` says what each
@@ -30,8 +30,10 @@ examples:
   mmsa -m lf_dnn -d mosi --feature-file mosi.pkl -s 1111 -s 1112
   mmsa -m decalign -d mosi -c utterance --set learning_rate=0.001 --set num_epochs=30
   mmsa -m decalign -d mosi --pretrained ./bert --device cuda:0
-  mmsa -m tfn -d mosi -t -tt 20                       random search, scored on the validation split
+  mmsa tune -m tfn -d mosi --trials 100 -j 2          a search for settings, scored on the validation split
   mmsa -m lmf -d synthetic --json > result.json       one JSON document on standard output
+  mmsa compare -m decalign -m lf_dnn -d mosi -s 1,2,3  which is better, by how much, and is it more than chance
+  mmsa ablate -d mosi -s 1,2,3                        DecAlign without this and without that, in one table
   mmsa list                                           models and data sets, and what they need
   mmsa data fetch mosi                                the published file, checked by its SHA-256
   mmsa data inspect mosi.pkl --plot mosi.png          what is in a file, and what is wrong with it

@@ -1,7 +1,7 @@
 """Which time steps are valid, and averages over them.
 
 Convention of the feature files: a sequence is padded with all-zero steps at its end. At least one step is always valid,
-so that no average and no softmax is ever taken over nothing.
+so that no average and no softmax is ever taken over nothing. Only `present_steps` can leave a sample without any.
 """
 
 from __future__ import annotations
@@ -30,6 +30,15 @@ def shorten(mask: Tensor, kernel: int) -> Tensor:
     if kernel == 1:
         return mask
     return steps_mask(mask.sum(dim=1) - kernel + 1, max(mask.shape[1] - kernel + 1, 1))
+
+
+def present_steps(x: Tensor, mask: Tensor | None, present: Tensor) -> Tensor:
+    """Steps to attend to: of a sample that lacks the modality none, otherwise its valid ones.
+
+    x (N, T, d), valid steps (N, T) or None for all, present (N,) bool, to (N, T).
+    """
+    mask = torch.ones(x.shape[:2], dtype=torch.bool, device=x.device) if mask is None else mask
+    return mask & present.unsqueeze(1)
 
 
 def masked_mean(x: Tensor, mask: Tensor | None) -> Tensor:

@@ -15,9 +15,11 @@ from torch.nn import functional as F
 
 from .encoder import TextEncoder
 from .errors import InputError
-from .fusion import CrossModalTransformer
-from .masking import masked_mean, shorten, steps_mask, trailing_lengths
+from .fusion import CrossModalTransformer, fuse
+from .kernels import dropout, linear, window_sum
+from .masking import masked_mean, present_steps, shorten, steps_mask, trailing_lengths
 from .ops import HeteroLoss, HomoLoss, decoupling_loss, hetero_loss, homo_loss
+from .presence import StandIn, by_modality, drop_modalities, presence, without_absent
 from .settings import MODALITIES, Settings
 from .standardise import Standardiser
 
@@ -25,9 +27,12 @@ _ACTIVATIONS = {"none": lambda x: x, "relu": torch.relu, "tanh": torch.tanh}  # 
 
 
 class AlignmentTerms(NamedTuple):
-    """The alignment losses of one training batch; None where a term does not exist (fewer than two modalities)."""
+    """The alignment losses of one training batch; None where a term does not exist, as for fewer than two modalities.
 
-    decoupling: Tensor
+    Samples that lack a modality are left out of its part; a modality that no sample of the batch has, of the averages.
+    """
+
+    decoupling: Tensor | None
     hetero: Tensor | None
     homo: Tensor | None
     hetero_parts: HeteroLoss | None  # transport, prototype, mixtures, solver record
@@ -45,7 +50,11 @@ class DecAlign(nn.Module):
     def __init__(self, settings: Settings) -> None:
         super().__init__()
         s = self.settings = settings
-        self.text_encoder = TextEncoder(s.pretrained, s.use_finetune) if s.use_bert and "text" in s.modalities else None
+        self.text_encoder = None
+        if s.use_bert and "text" in s.modalities:
+            self.text_encoder = TextEncoder(
+                s.pretrained, s.use_finetune, freeze_layers=s.freeze_layers, checkpointing=s.gradient_checkpointing
+            )
         widths = dict(zip(MODALITIES, s.feature_dims, strict=True))
         if self.text_encoder is not None:
             widths["text"] = self.text_encoder.width
@@ -82,6 +91,9 @@ class DecAlign(nn.Module):
             self.head = nn.Linear(width, s.outputs)
         else:
             self.head = nn.Sequential(nn.Linear(width, s.head_width), nn.ReLU(), nn.Linear(s.head_width, s.outputs))
+        self.stand_in = StandIn(len(s.modalities), d)
+        rates = dict(zip(MODALITIES, s.modality_dropout, strict=True))
+        self.modality_dropout = [rates[m] for m in s.modalities]
 
     def forward(
         self,
@@ -90,6 +102,7 @@ class DecAlign(nn.Module):
         vision: Tensor | None,
         *,
         lengths: Mapping[str, Tensor] | Sequence[Tensor | None] | None = None,
+        present: Mapping[str, Tensor] | Sequence[Tensor | None] | None = None,
     ) -> dict[str, Any]:
         """Predict, and in training mode compute the alignment losses too.
 
@@ -99,6 +112,10 @@ class DecAlign(nn.Module):
             lengths: valid steps (N,) of each modality, by name or in the order text, audio, vision (None for one that
                 is not known). Without them all-zero steps at the end count as padding. For token ids the attention
                 mask counts.
+            present: which samples have a modality, (N,) bool each, given as lengths are; None, or nothing said of it:
+                all have it. What the tensors hold of an absent modality has no influence, be it NaN: no step of it is
+                attended to, it has no part in the alignment losses, and the head sees the mean of those training
+                samples that have it.
 
         Returns:
             `M` (N, outputs), the prediction; `Feature_t`, `Feature_a`, `Feature_v` (N, d), the fused unique features of
@@ -106,27 +123,51 @@ class DecAlign(nn.Module):
             `AlignmentTerms`. Evaluation mode computes no alignment loss.
         """
         names = self.settings.modalities
-        x, valid = self._encode(dict(zip(MODALITIES, (text, audio, vision), strict=True)), _by_name(lengths))
-        unique = {m: self.unique[m](x[m]) for m in names}
-        common = {m: self.common(x[m]) for m in names}
-        fused = {m: masked_mean(self._fuse(m, unique, valid), valid[m]) for m in names}
+        raw = dict(zip(MODALITIES, (text, audio, vision), strict=True))
+        here = self._presence(raw, present)
+        x, valid = self._encode(raw, by_modality(lengths, "lengths"), here)
+        unique = {m: linear(x[m], self.unique[m].weight) for m in names}
+        common = {m: linear(x[m], self.common.weight) for m in names}
+        fused = {m: masked_mean(steps, valid[m]) for m, steps in self._fuse(unique, valid, here).items()}
         common_mean = {m: masked_mean(common[m], valid[m]) for m in names}
         representation = torch.cat([*fused.values(), *common_mean.values()], dim=1)
+        features = representation.unflatten(1, (2, len(names), -1))  # fused, common; by modality
+        if self.training:
+            self.stand_in.update(features, here)
+        if here is not None:
+            features = self.stand_in(features, here)
+            representation, fused = features.flatten(1), dict(zip(names, features[:, 0].unbind(dim=1), strict=True))
         out: dict[str, Any] = {"M": self.head(self.output_dropout(representation)), "Feature_f": representation}
         out |= {f"Feature_{m[0]}": fused[m] for m in names}
         if self.training:
-            out["terms"] = self._align(unique, common, common_mean, valid)
+            out["terms"] = self._align(unique, common, common_mean, valid, here)
         return out
 
+    def _presence(self, raw: dict[str, Tensor | None], present: Any) -> Tensor | None:
+        """Who has what (N, M), after what modality dropout hides in training; None: everybody everything."""
+        names = self.settings.modalities
+        given = [raw[m] for m in names if raw[m] is not None]
+        if not given:
+            return None  # refused in _encode
+        here = presence(present, names, given[0])
+        if self.training and any(self.modality_dropout):
+            here = drop_modalities(here, self.modality_dropout, given[0])
+        return here
+
     def _encode(
-        self, raw: dict[str, Tensor | None], lengths: dict[str, Tensor | None]
+        self, raw: dict[str, Tensor | None], lengths: dict[str, Tensor | None], here: Tensor | None = None
     ) -> tuple[dict[str, Tensor], dict[str, Tensor | None]]:
-        """Raw inputs to (N, T, d) with zeros at padded steps, and which steps are valid (None: all)."""
+        """Raw inputs to (N, T, d) with zeros at padded steps, and which steps are valid (None: all).
+
+        What an absent modality has here depends on no input, and is looked at by nobody.
+        """
         x, valid = {}, {}
-        for m in self.settings.modalities:
+        for i, m in enumerate(self.settings.modalities):
             features, mask = raw[m], None
             if features is None:
                 raise InputError(f"{m} is missing, but the settings' modalities name it")
+            if here is not None:
+                features = without_absent(features, here[:, i], m == "text" and self.text_encoder is not None)
             if m == "text" and self.text_encoder is not None:
                 features, mask = self.text_encoder(features)
             if features.dim() != 3 or 0 in features.shape:
@@ -144,24 +185,43 @@ class DecAlign(nn.Module):
         features = self.standardise[m](features)
         if mask is not None:
             features = features * mask.unsqueeze(2)  # standardising moved the zeros
-        features = F.dropout(features, self.input_dropout[m], self.training)
+        features = dropout(features, self.input_dropout[m] if self.training else 0.0)
         if m not in self.project:
             return features, mask
         kernel = self.kernels[m]
-        features = F.pad(features, (0, 0, 0, max(kernel - features.shape[1], 0)))  # a sequence shorter than the kernel
-        features = _ACTIVATIONS[self.settings.projection_activation](self.project[m](features.mT).mT)
+        if features.shape[1] < kernel:
+            features = F.pad(features, (0, 0, 0, kernel - features.shape[1]))
+        features = window_sum(features, self.project[m].weight)
+        features = _ACTIVATIONS[self.settings.projection_activation](features)
         if mask is None:
             return features, None
         mask = shorten(mask, kernel)
         return features * mask.unsqueeze(2), mask
 
-    def _fuse(self, m: str, unique: dict[str, Tensor], valid: dict[str, Tensor | None]) -> Tensor:
+    def _fuse(
+        self, unique: dict[str, Tensor], valid: dict[str, Tensor | None], here: Tensor | None
+    ) -> dict[str, Tensor]:
+        """Each modality's unique features (N, T, d) after its transformer."""
+        contexts = [self._context(m, unique, valid, here) for m in unique]
+        fused = fuse(list(self.fuse.values()), list(unique.values()), *zip(*contexts, strict=True))
+        return dict(zip(unique, fused, strict=True))
+
+    def _context(
+        self, m: str, unique: dict[str, Tensor], valid: dict[str, Tensor | None], here: Tensor | None
+    ) -> tuple[Tensor | None, Tensor | None]:
+        """What modality m attends to (N, S, d), None for itself, and which steps of that are valid (None: all)."""
         others = [n for n in unique if n != m] if self.settings.use_cross_modal_attention else []
         if not others:
-            return self.fuse[m](unique[m], None, valid[m])
+            return None, valid[m]
         context = torch.cat([unique[n] for n in others], dim=1)
-        masks = [valid[n] for n in others]
-        return self.fuse[m](unique[m], context, None if masks[0] is None else torch.cat(masks, dim=1))
+        if here is None:
+            masks = [valid[n] for n in others]
+            return context, None if masks[0] is None else torch.cat(masks, dim=1)
+        present = dict(zip(unique, here.unbind(dim=1), strict=True))
+        mask = torch.cat([present_steps(unique[n], valid[n], present[n]) for n in others], dim=1)
+        # A sample without any of the others attends to one step of zeros: attention needs something to look at.
+        context = torch.cat([context, torch.zeros_like(context[:, :1])], dim=1)
+        return context, torch.cat([mask, ~mask.any(dim=1, keepdim=True)], dim=1)
 
     def _align(
         self,
@@ -169,25 +229,27 @@ class DecAlign(nn.Module):
         common: dict[str, Tensor],
         common_mean: dict[str, Tensor],
         valid: dict[str, Tensor | None],
+        here: Tensor | None,
     ) -> AlignmentTerms:
         s = self.settings
+        if here is not None:
+            unique, common, common_mean, valid = (_those_present(x, here) for x in (unique, common, common_mean, valid))
+        if not unique:
+            return AlignmentTerms(None, None, None, None, None)
         decoupling = decoupling_loss(list(unique.values()), list(common.values()), power=s.decoupling_power)
-        if len(s.modalities) < 2:
+        if len(unique) < 2:
             return AlignmentTerms(decoupling, None, None, None, None)
         hetero = hetero_loss(
-            [masked_mean(unique[m], valid[m]) for m in s.modalities],
+            [masked_mean(x, valid[m]) for m, x in unique.items()],
             n_components=s.num_prototypes, reg=s.ot_reg, n_iter=s.gmm_em_iters, var_floor=s.gmm_var_floor,
             covariance=s.gmm_covariance, reduction=s.cost_reduction, mahalanobis=s.prototype_mahalanobis,
             solver=s.ot_solver, tol=s.ot_tol, max_iter=s.ot_max_iter,
         )
-        homo = homo_loss([self.distribution[m](common_mean[m]) for m in s.modalities], bandwidth=s.mmd_bandwidth)
+        homo = homo_loss([self.distribution[m](z) for m, z in common_mean.items()], bandwidth=s.mmd_bandwidth)
         return AlignmentTerms(decoupling, hetero.value, homo.value, hetero, homo)
 
 
-def _by_name(lengths: Mapping[str, Tensor] | Sequence[Tensor | None] | None) -> dict[str, Tensor | None]:
-    if lengths is None:
-        return {}
-    named = dict(lengths) if isinstance(lengths, Mapping) else dict(zip(MODALITIES, lengths, strict=False))
-    if not set(named) <= set(MODALITIES) or (not isinstance(lengths, Mapping) and len(lengths) != len(MODALITIES)):
-        raise InputError(f"lengths name {sorted(named)}: expected text, audio, vision by name, or three in that order")
-    return named
+def _those_present(values: dict[str, Any], here: Tensor) -> dict[str, Any]:
+    """Of each modality the rows of the samples that have it; a modality that no sample has is left out."""
+    masks = {m: mask for m, mask in zip(values, here.unbind(dim=1), strict=True) if bool(mask.any())}
+    return {m: None if values[m] is None else values[m][mask] for m, mask in masks.items()}

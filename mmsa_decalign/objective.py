@@ -1,7 +1,8 @@
 """The training objective: a weighted sum, kept as a record of its named terms.
 
-L = L_task + w_bin L_binary + w_dec L_decoupling + alpha L_hetero + beta L_homo + w_ct L_contrastive.
-A term that does not exist for the settings at hand is None, never a silent zero.
+L = L_task + w_bin L_binary + w_dec L_decoupling + alpha L_hetero + beta L_homo + w_ct L_contrastive, where
+L_hetero = w_transport L_transport + w_prototype L_prototype and L_homo = w_moments L_moments + w_mmd L_mmd.
+A term that does not exist for the settings and the batch at hand is None, never a silent zero.
 """
 
 from __future__ import annotations
@@ -16,11 +17,11 @@ from .settings import Settings
 
 
 class Objective(NamedTuple):
-    """Total and unweighted terms of one batch."""
+    """Total and terms of one batch, without their weights in the total."""
 
     total: Tensor
     task: Tensor
-    decoupling: Tensor
+    decoupling: Tensor | None
     hetero: Tensor | None
     homo: Tensor | None
     contrastive: Tensor | None
@@ -28,8 +29,8 @@ class Objective(NamedTuple):
 
     def numbers(self) -> dict[str, float]:
         """The terms that exist, as plain numbers for logs and records; "loss" is the total."""
-        named = {"loss" if name == "total" else name: term for name, term in self._asdict().items()}
-        return {name: float(term.detach()) for name, term in named.items() if term is not None}
+        named = {"loss" if name == "total" else name: term for name, term in self._asdict().items() if term is not None}
+        return dict(zip(named, torch.stack([term.detach() for term in named.values()]).tolist(), strict=True))
 
 
 def objective(
@@ -43,12 +44,17 @@ def objective(
     contrastive = None
     if s.ct_weight > 0:
         contrastive = contrastive_loss(outputs["Feature_f"], sentiment_class(labels, s), s.ct_temperature)
+    hetero, homo = terms.hetero, terms.homo
+    if hetero is not None and (s.transport_weight, s.prototype_weight) != (1.0, 1.0):
+        hetero = s.transport_weight * terms.hetero_parts.transport + s.prototype_weight * terms.hetero_parts.prototype
+    if homo is not None and (s.moments_weight, s.mmd_weight) != (1.0, 1.0):
+        homo = s.moments_weight * terms.homo_parts.semantic + s.mmd_weight * terms.homo_parts.mmd
     weighted = [
-        (1.0, task), (s.binary_task_weight, binary), (s.dec_loss_weight, terms.decoupling), (s.alpha, terms.hetero),
-        (s.beta, terms.homo), (s.ct_weight, contrastive),
+        (1.0, task), (s.binary_task_weight, binary), (s.dec_loss_weight, terms.decoupling), (s.alpha, hetero),
+        (s.beta, homo), (s.ct_weight, contrastive),
     ]
     total = sum(weight * term for weight, term in weighted if term is not None)
-    return Objective(total, task, terms.decoupling, terms.hetero, terms.homo, contrastive, binary)
+    return Objective(total, task, terms.decoupling, hetero, homo, contrastive, binary)
 
 
 def task_loss(prediction: Tensor, labels: Tensor, settings: Settings, class_weights: Tensor | None = None) -> Tensor:

@@ -22,7 +22,7 @@ MODALITIES = ("text", "audio", "vision")
 MMSA_KEYS = frozenset(
     "model_name dataset_name featurePath seq_lens train_samples language missing_rate missing_seed need_data_aligned "
     "need_model_aligned need_normalized data_missing model_save_path res_save_dir device custom_feature feature_T "
-    "feature_A feature_V cur_seed seed d_paras transformers tune_times".split()
+    "feature_A feature_V cur_seed seed d_paras transformers tune_times protocol label_names".split()
 )
 
 
@@ -41,6 +41,8 @@ class Settings:
     use_bert: bool = False
     use_finetune: bool = True  # False: frozen
     pretrained: str = "bert-base-uncased"  # name on the Hugging Face hub, or a local directory
+    freeze_layers: int | None = None  # its embeddings and so many first layers do not learn; None: everything does
+    gradient_checkpointing: bool = False  # compute its activations again in the backward pass instead of keeping them
     # Encoding and fusion
     d_model: int = 64  # common width d
     num_heads: int = 8  # of attention; divides d_model
@@ -58,6 +60,7 @@ class Settings:
     text_dropout: float = 0.0  # of the input features; the release has it for text alone
     audio_dropout: float = 0.0
     vision_dropout: float = 0.0
+    modality_dropout: tuple[float, float, float] = (0.0, 0.0, 0.0)  # share of training samples that lack a modality
     # Heterogeneity
     num_prototypes: int = 7  # components K of each mixture; transport handles K^M of their combinations
     gmm_em_iters: int = 5  # EM steps
@@ -83,6 +86,11 @@ class Settings:
     dec_loss_weight: float = 1.0  # of the decoupling loss
     alpha: float = 0.05  # of the heterogeneity loss
     beta: float = 0.07  # of the homogeneity loss
+    # What the two losses are made of, inside alpha and beta; 1 as published, 0 switches a part off
+    transport_weight: float = 1.0  # of the transport value in the heterogeneity loss
+    prototype_weight: float = 1.0  # of the prototype loss beside it
+    moments_weight: float = 1.0  # of the distance of moments in the homogeneity loss
+    mmd_weight: float = 1.0  # of the kernel distance beside it
     ct_weight: float = 0.003  # of the supervised contrastive term
     ct_temperature: float = 0.1  # of its cosine similarities
     binary_task_weight: float = 0.0  # of a logistic loss on the sign of non-zero labels
@@ -184,7 +192,8 @@ _POSITIVE = (
     "num_epochs early_stop num_classes".split()
 )
 _NOT_NEGATIVE = (
-    "gmm_em_iters dec_loss_weight alpha beta ct_weight binary_task_weight weight_decay scheduler_patience".split()
+    "gmm_em_iters dec_loss_weight alpha beta transport_weight prototype_weight moments_weight mmd_weight ct_weight "
+    "binary_task_weight weight_decay scheduler_patience".split()
 )
 _RATES = "relu_dropout embed_dropout res_dropout output_dropout text_dropout audio_dropout vision_dropout".split()
 
@@ -200,6 +209,7 @@ def _check_values(s: Settings) -> None:
         if not getattr(s, name) >= 0:
             raise InputError(f"setting {name}={getattr(s, name)}: expected 0 or more")
     rates = [(name, getattr(s, name)) for name in _RATES] + [("attn_dropout", rate) for rate in s.attn_dropout]
+    rates += [("modality_dropout", rate) for rate in s.modality_dropout]
     for name, rate in rates:
         if not 0 <= rate < 1:
             raise InputError(f"setting {name}={rate}: expected a rate in [0, 1)")
@@ -219,12 +229,21 @@ def _check_values(s: Settings) -> None:
     low, high = s.feature_clip_percentiles
     if not 0 <= low < high <= 100:
         raise InputError(f"feature_clip_percentiles={[low, high]}: expected 0 <= low < high <= 100")
+    if (low, high) != (0.0, 100.0) and not s.need_feature_standardized:
+        raise InputError(f"feature_clip_percentiles={[low, high]} has no effect without need_feature_standardized: set "
+                         "that to true, or these to [0, 100]")
     widths = s.mmd_bandwidth if isinstance(s.mmd_bandwidth, tuple) else (s.mmd_bandwidth,)
     if not widths or any(w != "median" if isinstance(w, str) else w <= 0 for w in widths):
         raise InputError(f"mmd_bandwidth={s.mmd_bandwidth!r}: expected a positive number, several, or 'median'")
     for name in ("clip", "bert_learning_rate", "ot_max_iter", "head_width"):
         if getattr(s, name) is not None and not getattr(s, name) > 0:
             raise InputError(f"setting {name}={getattr(s, name)}: expected null or a number above 0")
+    if s.freeze_layers is not None and s.freeze_layers < 0:
+        raise InputError(f"setting freeze_layers={s.freeze_layers}: expected null or 0 or more")
+    for name, off in (("freeze_layers", None), ("gradient_checkpointing", False)):
+        if getattr(s, name) != off and not (s.use_bert and s.use_finetune):
+            raise InputError(f"setting {name} is about an encoder that learns: set use_bert and use_finetune, too, "
+                             f"or leave {name} out")
     if not 0 < s.factor < 1:
         raise InputError(f"setting factor={s.factor}: expected a number between 0 and 1")
     if isinstance(s.class_weights, str) and s.class_weights != "balanced":

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 _BLOCK = 1 << 14  # rows
 _COLUMNS = 8
+_QUANTILE_LIMIT = 1 << 24  # values; torch.quantile of earlier versions refuses more
 
 
 class Standardiser(nn.Module):
@@ -39,7 +40,8 @@ class Standardiser(nn.Module):
         """
         pieces = [block for piece in ([rows] if isinstance(rows, Tensor) else rows) for block in piece.split(_BLOCK)]
         if tuple(percentiles) != (0.0, 100.0):
-            for columns in torch.arange(len(self.low)).split(_COLUMNS):
+            together = max(1, min(_COLUMNS, _QUANTILE_LIMIT // max(1, sum(map(len, pieces)))))
+            for columns in torch.arange(len(self.low)).split(together):
                 part = torch.cat([piece[:, columns] for piece in pieces])
                 for bound, q in zip((self.low, self.high), percentiles, strict=True):
                     bound[columns] = torch.quantile(part, q / 100, dim=0).to(bound)
@@ -55,4 +57,4 @@ class Standardiser(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """x (..., D) to the same shape."""
-        return (torch.clamp(x, self.low, self.high) - self.mean) / self.std
+        return torch.clamp(x, self.low, self.high).sub_(self.mean).div_(self.std)  # in the memory of the first

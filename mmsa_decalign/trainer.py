@@ -105,7 +105,7 @@ class DecAlignTrainer:
         predictions, labels, ids, features = [], [], [], []
         with torch.no_grad():
             for batch in dataloader:
-                outputs = model(*_inputs(batch, self.args["device"]), lengths=_lengths(batch, self.args["device"]))
+                outputs = _outputs(model, batch, self.args["device"])
                 predictions.append(outputs["M"].cpu())
                 labels.append(batch["labels"]["M"].view(-1, 1))
                 if return_sample_results:
@@ -144,12 +144,13 @@ class DecAlignTrainer:
     ) -> dict[str, float]:
         """One pass; the mean of every term of the objective over the samples."""
         model.train()
+        parameters = list(model.parameters())
         sums: dict[str, float] = {}
-        samples = 0
+        samples: dict[str, int] = {}  # a term may not exist in a batch where modalities are absent
         for batch in loader:
             labels = batch["labels"]["M"].to(self.args["device"])
             optimizer.zero_grad()
-            outputs = model(*_inputs(batch, self.args["device"]), lengths=_lengths(batch, self.args["device"]))
+            outputs = _outputs(model, batch, self.args["device"])
             parts = objective(outputs, labels, self.settings, class_weights)
             numbers = parts.numbers()
             bad = [name for name, value in numbers.items() if name != "loss" and not math.isfinite(value)]
@@ -158,12 +159,12 @@ class DecAlignTrainer:
                 raise RunError(f"epoch {epoch}: the {first} loss is not a number: lower learning_rate or clip")
             parts.total.backward()
             if self.settings.clip is not None:
-                nn.utils.clip_grad_norm_(model.parameters(), self.settings.clip)
+                nn.utils.clip_grad_norm_(parameters, self.settings.clip)
             optimizer.step()
-            samples += len(labels)
             for name, value in numbers.items():
                 sums[name] = sums.get(name, 0.0) + value * len(labels)
-        return {name: value / samples for name, value in sums.items()}
+                samples[name] = samples.get(name, 0) + len(labels)
+        return {name: value / samples[name] for name, value in sums.items()}
 
     def _score(self, results: Mapping[str, float]) -> float:
         name = self.settings.KeyEval
@@ -181,14 +182,16 @@ def _lower_is_better(metric: str) -> bool:
     return metric in ("Loss", "MAE")
 
 
-def _inputs(batch: Mapping[str, Any], device: Any) -> tuple[Tensor, ...]:
-    return tuple(batch[m].to(device) for m in MODALITIES)
+def _outputs(model: nn.Module, batch: Mapping[str, Any], device: Any) -> dict[str, Any]:
+    """The model on a batch, with valid steps by modality for those that the loader knows (MMSA's own knows fewer than
+    ours), and with who has which modality, where the loader says so."""
 
+    def known(key: str) -> dict[str, Tensor]:
+        return {m: torch.as_tensor(batch[key.format(m)]).to(device) for m in MODALITIES if key.format(m) in batch}
 
-def _lengths(batch: Mapping[str, Any], device: Any) -> dict[str, Tensor]:
-    """Valid steps by modality, for those that the loader knows (MMSA's own loader knows fewer than ours)."""
-    known = {m: batch.get(f"{m}_lengths") for m in MODALITIES}
-    return {m: torch.as_tensor(steps).to(device) for m, steps in known.items() if steps is not None}
+    present = known("{}_present")
+    more = {"present": present} if present else {}
+    return model(*(batch[m].to(device) for m in MODALITIES), lengths=known("{}_lengths"), **more)
 
 
 def _optimizer(model: DecAlign, s: Settings) -> optim.Optimizer:
@@ -199,7 +202,7 @@ def _optimizer(model: DecAlign, s: Settings) -> optim.Optimizer:
     if encoder:
         rate = s.learning_rate if s.bert_learning_rate is None else s.bert_learning_rate
         groups.insert(0, {"params": encoder, "lr": rate})
-    return optim.Adam(groups, weight_decay=s.weight_decay)
+    return optim.Adam(groups, weight_decay=s.weight_decay, fused=True)
 
 
 def _in_order(loader: Any) -> DataLoader:
@@ -215,5 +218,10 @@ def _fit_standardisers(model: DecAlign, loader: Any, s: Settings) -> None:
         for batch in _in_order(loader):
             x, steps = batch[m], batch.get(f"{m}_lengths")
             valid = trailing_lengths(x) if steps is None else torch.as_tensor(steps)
-            rows.append(x[steps_mask(valid, x.shape[1])] if s.use_sequence_mask else x.flatten(0, 1))
+            mask = steps_mask(valid, x.shape[1]) if s.use_sequence_mask else torch.ones(x.shape[:2], dtype=torch.bool)
+            if f"{m}_present" in batch:
+                mask = mask & batch[f"{m}_present"].unsqueeze(1)
+            rows.append(x[mask])
+        if not sum(map(len, rows)):
+            continue  # no sample of the training split has this modality
         model.standardise[m].fit(rows, s.feature_clip_percentiles)

@@ -66,7 +66,7 @@ def test_tuning(training: list[str], capsys: pytest.CaptureFixture[str], tmp_pat
     out, err = capsys.readouterr()
     assert "validation split" in out
     assert "the test split was not read" in out
-    assert "use it: mmsa -m lf_dnn -d synthetic --set " in out
+    assert "use it: mmsa -m lf_dnn -d synthetic -c " in out
     assert err == ""
     assert main([*training, "-t", "-tt", "1", "-v", "0", "--json"]) == 0
     assert len(json.loads(capsys.readouterr().out)["trials"]) == 1

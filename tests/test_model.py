@@ -8,6 +8,7 @@ import torch
 from torch import nn
 
 from mmsa_decalign import DecAlign, InputError, Settings
+from mmsa_decalign.fusion import attend, keys_and_values, unpack
 from mmsa_decalign.masking import masked_mean, shorten, steps_mask, trailing_lengths
 from mmsa_decalign.standardise import Standardiser
 from tests.conftest import assert_same
@@ -84,13 +85,15 @@ def test_zeros_at_the_end_are_padding_unless_masks_are_off():
 def test_attention_without_masks_equals_torchs_own():
     """Our attention against nn.MultiheadAttention with the same packed weights."""
     model = build()
-    ours = model.fuse["text"].layers[0].attention
+    ours = model.fuse["text"].layers[0]
     theirs = nn.MultiheadAttention(8, 2, batch_first=True).double()
-    theirs.load_state_dict(ours.state_dict())
+    theirs.load_state_dict(ours.attention.state_dict())
     query, context = batch(3, (4, 6, 1), (8, 8, 1))[:2]
     valid = steps_mask(torch.tensor([6, 2, 4]), 6)
     expected, _ = theirs(query, context, context, key_padding_mask=~valid, need_weights=False)
-    assert_same(ours(query, context, valid[:, None, None, :]), expected, 1e-12)
+    weights = unpack(*ours.tensors())
+    keys, values = keys_and_values(context, [weights], 2)[0]
+    assert_same(attend(query, keys, values, valid[:, None, None, :], weights), expected, 1e-12)
 
 
 def test_self_attention_is_causal_when_asked():

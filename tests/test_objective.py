@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import math
+from types import SimpleNamespace
 
 import pytest
 import torch
 from torch.nn import functional as F
 
-from mmsa_decalign import AlignmentTerms, Settings, objective
+from mmsa_decalign import AlignmentTerms, DecAlign, Settings, objective
 from mmsa_decalign.objective import binary_loss, contrastive_loss, sentiment_class, task_loss
 from tests.conftest import assert_same
 
@@ -29,6 +30,54 @@ def test_weighted_sum_of_its_terms():
     expected = parts.task + 7 * 2 + 11 * 3 + 13 * 5 + 17 * parts.contrastive + 19 * parts.binary
     assert_same(parts.total, expected, 1e-5)
     assert list(parts.numbers()) == ["loss", "task", "decoupling", "hetero", "homo", "contrastive", "binary"]
+
+
+PARTS = AlignmentTerms(
+    torch.tensor(2.0), torch.tensor(3.1), torch.tensor(5.2),
+    SimpleNamespace(transport=torch.tensor(1.0), prototype=torch.tensor(2.0)),
+    SimpleNamespace(semantic=torch.tensor(1.5), mmd=torch.tensor(3.5)),
+)
+
+
+def test_at_weight_one_the_parts_are_not_even_looked_at():
+    """The sums above are not those of the parts: at 1 the loss is the operators' own number, bit for bit."""
+    parts = objective(outputs() | {"terms": PARTS}, LABELS, Settings())
+    assert parts.hetero is PARTS.hetero
+    assert parts.homo is PARTS.homo
+
+
+@pytest.mark.parametrize(
+    ("weights", "hetero", "homo"),
+    [
+        ({"transport_weight": 0.0}, 2.0, 5.2),
+        ({"prototype_weight": 0.0}, 1.0, 5.2),
+        ({"transport_weight": 3.0, "prototype_weight": 0.5}, 4.0, 5.2),
+        ({"moments_weight": 0.0}, 3.1, 3.5),
+        ({"mmd_weight": 0.0}, 3.1, 1.5),
+        ({"moments_weight": 2.0, "mmd_weight": 4.0}, 3.1, 17.0),
+    ],
+)
+def test_the_weights_of_the_parts(weights, hetero, homo):
+    parts = objective(outputs() | {"terms": PARTS}, LABELS, Settings(alpha=0.3, beta=0.7, ct_weight=0.0, **weights))
+    assert_same(parts.hetero, hetero, 1e-6)
+    assert_same(parts.homo, homo, 1e-6)
+    assert_same(parts.total, parts.task + 2.0 + 0.3 * hetero + 0.7 * homo, 1e-6)
+
+
+def test_a_part_that_is_off_has_no_gradient_and_the_other_one_keeps_its_own():
+    """On a real model: without transport the gradient is that of the prototype loss alone, and so on."""
+    torch.manual_seed(0)
+    model = DecAlign(Settings(d_model=8, num_heads=2, nlevels=1, num_prototypes=2, feature_dims=(4, 4, 4)))
+    out = model(*(torch.randn(5, 3, 4) for _ in range(3)))
+    terms, weight = out["terms"], model.unique["text"].weight
+    whole = {"transport_weight": terms.hetero_parts.prototype, "prototype_weight": terms.hetero_parts.transport}
+    for name, other in whole.items():
+        s = Settings(**{name: 0.0}, alpha=1.0, beta=0.0, ct_weight=0.0, dec_loss_weight=0.0)
+        parts = objective(out, torch.zeros(5), s)
+        (got,) = torch.autograd.grad(parts.total - parts.task, weight, retain_graph=True)
+        (expected,) = torch.autograd.grad(other, weight, retain_graph=True)
+        assert_same(got, expected, 1e-6)
+        assert float(expected.abs().max()) > 0
 
 
 def test_absent_terms_are_absent():

@@ -88,7 +88,7 @@ def test_the_wheel_holds_the_package_and_nothing_else(wheel: Path):
         f"{target}/{path.relative_to(ROOT / source).as_posix()}"
         for source, target in INSTALLED_AS.items()
         for path in (ROOT / source).rglob("*")
-        if path.suffix in (".py", ".json", ".typed")
+        if path.suffix in (".py", ".json", ".typed", ".html", ".css", ".js")
     }
     names, _ = description_of(wheel)
     assert {name for name in names if ".dist-info/" not in name} == expected

@@ -33,6 +33,8 @@ from mmsa_decalign.settings import MMSA_KEYS
         ({"ot_solver": "fast"}, "one of log, release"),
         ({"ot_reg": 0}, "above 0"),
         ({"alpha": -1.0}, "0 or more"),
+        ({"transport_weight": -1.0}, "0 or more"),
+        ({"mmd_weight": True}, "a finite number"),
         ({"modalities": ["text", "video"]}, "'video'"),
         ({"modalities": []}, "some of text"),
         ({"modalities": ["vision", "text"]}, "in order"),

@@ -6,13 +6,14 @@ import argparse
 from typing import Any
 
 from ..errors import RunError
+from . import embed
 from .parsing import add_common, option_names, show_result
 
 
 def add(commands: Any) -> None:
     """The parsers of the commands."""
-    data = commands.add_parser("data", help="feature files: fetch, verify, inspect, convert, make",
-                               description="Fetch, verify, inspect, convert and make feature files.")
+    data = commands.add_parser("data", help="feature files: fetch, verify, inspect, convert, embed, make",
+                               description="Fetch, verify, inspect, convert, embed and make feature files.")
     tasks = data.add_subparsers(title="commands", metavar="COMMAND", required=True, prog="mmsa data")
     synth = tasks.add_parser(
         "synth", help="write a synthetic feature file",
@@ -51,6 +52,8 @@ def _add_files(tasks: Any) -> None:
     converting.add_argument("out", metavar="OUT", help="file to write, for example mosi.safetensors")
     add_common(converting, default=argparse.SUPPRESS)
     converting.set_defaults(run=run_convert, options=option_names(converting))
+
+    embed.add(tasks)
 
     verifying = tasks.add_parser(
         "verify", help="say which published file a file is",

@@ -69,8 +69,14 @@ def fill(array: np.ndarray, state: Any) -> None:
     if type(state) is not tuple or len(state) != 5:
         raise Refused("holds an array in an unknown form")
     _, shape, dtype, fortran, content = state
+    content = _as_bytes(content)
     dtype = _checked(shape, dtype, content)
     array.__setstate__((1, shape, dtype, bool(fortran), content))
+
+
+def _as_bytes(content: Any) -> Any:
+    """The bytes of an array; in a pickle of Python 2 they are a string, read as latin1: a character is a byte."""
+    return content.encode("latin1") if type(content) is str else content
 
 
 def _frombuffer(content: Any, dtype: Any, shape: Any, order: Any, axes: Any = None) -> np.ndarray:
@@ -85,6 +91,7 @@ def _frombuffer(content: Any, dtype: Any, shape: Any, order: Any, axes: Any = No
 
 
 def _scalar(dtype: Any, content: Any) -> Any:
+    content = _as_bytes(content)
     dtype = _checked((1,), dtype, content)
     if dtype.kind == "O":
         raise Refused("holds a number in an unknown form")

@@ -12,6 +12,7 @@ import numpy as np
 
 from ..errors import InputError
 
+_MOST_CLASSES = 1 << 16
 _BLOCK_VALUES = 1 << 22  # values looked at at once: the masks of a check stay small beside gigabytes of features
 
 
@@ -52,6 +53,22 @@ def label_array(values: Any, where: str) -> np.ndarray:
     if array.ndim != 1:
         raise InputError(f"{where} has shape {array.shape}; expected (samples,).\nKeep one label per sample.")
     return _float32(array)
+
+
+def class_array(values: Any, where: str) -> np.ndarray:
+    """(N,) int64 from numbers that are whole and not negative."""
+    expected = "one whole number from 0 for each sample"
+    array = _array(values, where, "fiu", expected)
+    if array.ndim == 2 and array.shape[1] == 1:
+        array = array[:, 0]
+    if array.ndim != 1:
+        raise InputError(f"{where} has shape {array.shape}; expected {expected}.\nKeep the number of one class each.")
+    numbers = array.astype(np.float64)
+    wrong = ~((numbers >= 0) & (numbers < _MOST_CLASSES) & (numbers == np.floor(numbers)))  # also of NaN and Inf
+    if wrong.any():
+        raise InputError(f"{where} holds {numbers[wrong][0]:g}; expected {expected}.\n"
+                         "Number the classes 0, 1, 2, ... and leave out samples without one.")
+    return array.astype(np.int64)
 
 
 def token_array(values: Any, where: str) -> np.ndarray:

@@ -17,10 +17,11 @@ from typing import Any
 import numpy as np
 
 from ..errors import InputError
+from . import iemocap
 from .arrays import as_strings, feature_array, label_array, length_array, token_array
 from .mapped import write_mapped
-from .reading import is_converted, read_file, sha256_of
-from .schema import MODALITIES, SPLITS, UNIMODAL, check_splits
+from .reading import embedding_of, is_converted, read_file, sha256_of
+from .schema import MODALITIES, SPLITS, UNIMODAL, check_splits, class_names, classes_of
 
 SUFFIX = ".safetensors"
 KEPT: dict[str, Callable[[Any, str], Any]] = {
@@ -39,32 +40,40 @@ def convert(source: str | os.PathLike[str], out: str | os.PathLike[str]) -> dict
 
     Kept are the keys in `KEPT`, whole numbers as int64 and others as float32, which is what every reader makes of them:
     `read_features` gives the same bits for both files. A file with some of the keys, as for -Fa, is converted too. The
-    file appears whole or not at all. Returns schema_version, source and path with their sizes and sha256, samples
-    {split}, kept [key], left_out {split or "file": [key]}, narrowed [key whose numbers had more digits].
+    file appears whole or not at all. Classes (`classification_labels`) are kept where they are whole numbers, and their
+    names (`annotations`) with them. A raw IEMOCAP release (see `iemocap`) is brought into splits first. Returns
+    schema_version, source and path with their sizes and sha256, samples {split}, kept [key], left_out {split or "file":
+    [key]}, narrowed [key whose numbers had more digits], raw (what was done to a raw release, lines of text).
 
     Raises InputError for a source that cannot be read, holds none of the modalities or a key that is not what it should
     be, for an `out` of another name than `SUFFIX`, and for one that is there already and is no converted file.
     """
     source, out = Path(source).expanduser(), Path(out).expanduser()
     _check_place(source, out)
-    data = read_file(source)
+    raw_lines: list[str] = []
+    try:
+        data = read_file(source)
+    except InputError:
+        data = iemocap.read_latin1(source)
+        if data is None:
+            raise
+    if iemocap.is_raw(data):
+        data, raw_lines = iemocap.splits_of(data, source)
     check_splits(data, source)
     left_out = {"file": [str(key) for key in data if key not in SPLITS]}
     tensors: dict[str, Any] = {}
     narrowed: dict[str, None] = {}
     for split in SPLITS:
         raw = dict(data.pop(split))  # a copy: files exist whose splits share one dictionary
-        for key, check in KEPT.items():
-            if raw.get(key) is not None:
-                if check in (feature_array, label_array) and getattr(raw[key], "dtype", None) == np.float64:
-                    narrowed[key] = None
-                tensors[f"{split}/{key}"] = check(raw.pop(key), f"{source}: split {split!r}, key {key!r}")
+        narrowed |= {key: None for key, check in KEPT.items() if check in (feature_array, label_array)
+                     and getattr(raw.get(key), "dtype", None) == np.float64}
+        tensors |= take_kept(raw, split, source)
         left_out[split] = sorted(str(key) for key, value in raw.items() if value is not None)
     if not any(name.partition("/")[2] in MODALITIES for name in tensors):
         raise InputError(f"{source}: holds none of {', '.join(MODALITIES)}; expected features in MMSA's layout.\n"
                          "`mmsa data inspect` says what is in it.")
     hashes = sha256_of(source)
-    _write(source, out, tensors, hashes)
+    write_features(source, out, tensors, hashes, embedding_of(source))
     rows = {split: [len(v) for name, v in tensors.items() if name.startswith(f"{split}/")] for split in SPLITS}
     return {
         "schema_version": 1,
@@ -74,18 +83,41 @@ def convert(source: str | os.PathLike[str], out: str | os.PathLike[str]) -> dict
         "kept": list(dict.fromkeys(name.partition("/")[2] for name in tensors)),
         "left_out": {where: keys for where, keys in left_out.items() if keys},
         "narrowed": list(narrowed),
+        "raw": raw_lines,
     }  # fmt: skip
 
 
 def print_converted(result: dict[str, Any], console: Any) -> None:
     """What `convert` did, in a few lines for a rich console."""
     counts = ", ".join(f"{split} {count}" for split, count in result["samples"].items())
-    lines = [f"wrote {result['path']}", f"samples: {counts}", f"kept: {', '.join(result['kept'])}"]
+    lines = [*result["raw"], f"wrote {result['path']}", f"samples: {counts}", f"kept: {', '.join(result['kept'])}"]
     lines += [f"left out of {where}: {', '.join(keys)}" for where, keys in result["left_out"].items()]
     if result["narrowed"]:
         lines.append(f"float64 to float32: {', '.join(result['narrowed'])}")
     lines.append(f"SHA-256: {result['sha256']}")
     console.print("\n".join(lines), markup=False, highlight=False, soft_wrap=True)
+
+
+def take_kept(raw: dict[str, Any], split: str, source: Path) -> dict[str, Any]:
+    """{`split`/key: value as it is read} of what a converted file keeps; taken out of `raw` one by one."""
+    tensors = {f"{split}/{key}": check(raw.pop(key), f"{source}: split {split!r}, key {key!r}")
+               for key, check in KEPT.items() if raw.get(key) is not None}
+    _keep_classes(tensors, split, raw, f"{source}: split {split!r}")
+    return tensors
+
+
+def _keep_classes(tensors: dict[str, Any], split: str, raw: dict[str, Any], where: str) -> None:
+    """Move usable classes and their names from ``raw`` to ``tensors``."""
+    if f"{split}/regression_labels" in tensors:  # beside these, classes may be anything
+        raw["regression_labels"] = True
+    classes = classes_of(raw, where)
+    raw.pop("regression_labels", None)
+    if classes is None:
+        return
+    tensors[f"{split}/classification_labels"] = classes
+    del raw["classification_labels"]
+    if class_names(classes, raw.get("annotations")):
+        tensors[f"{split}/annotations"] = as_strings(raw.pop("annotations"), f"{where}, key 'annotations'")
 
 
 def _check_place(source: Path, out: Path) -> None:
@@ -99,12 +131,15 @@ def _check_place(source: Path, out: Path) -> None:
                          "Remove it, or name another file.")
 
 
-def _write(source: Path, out: Path, tensors: dict[str, Any], source_sha256: str) -> None:
+def write_features(
+    source: Path, out: Path, tensors: dict[str, Any], source_sha256: str, embedded: dict[str, Any] | None = None
+) -> None:
+    """`write_mapped` so that `out` appears whole or not at all, for those who may read `source`."""
     unfinished = out.with_name(f".{out.name}.{uuid.uuid4().hex}.tmp")
     try:
         out.parent.mkdir(parents=True, exist_ok=True)
         try:
-            write_mapped(unfinished, tensors, source_sha256)
+            write_mapped(unfinished, tensors, source_sha256, embedded)
             shutil.copymode(source, unfinished)  # whoever may read the one may read the other
             os.replace(unfinished, out)
         finally:  # also when interrupted

@@ -1,10 +1,11 @@
 """The code-free feature file: a safetensors file whose arrays are mapped into memory instead of read.
 
-Layout: tensors `SPLIT/KEY`. Strings (`id`, `raw_text`) are a JSON list, as its bytes. The metadata have the key `_MARK`
-alone, since safetensors writes several in any order: a JSON object with `version` and `source_sha256`.
+Layout: tensors `SPLIT/KEY`. Strings (the keys `STRINGS`) are a JSON list, as its bytes. The metadata have the key
+`_MARK` alone: a JSON object with `version`, `source_sha256` and, where a text encoder made the text, `embedded`.
 Mapping is private and writable: what is changed in memory stays there, and a page that nobody changes is the file's
-own. The header is read here, since mapping needs the offsets, which the safetensors package keeps to itself. What may
-change here: `version` with a change of the layout.
+own. The header is read here, since mapping needs the offsets, which the safetensors package keeps to itself, and
+written here, since the package wants every tensor at once and copies them all. What may change here: `version` with a
+change of the layout.
 """
 
 from __future__ import annotations
@@ -12,21 +13,30 @@ from __future__ import annotations
 import json
 import math
 import os
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any, BinaryIO, NamedTuple
 
 import numpy as np
 
 from ..errors import InputError
 
-STRINGS = ("id", "raw_text")
+STRINGS = ("id", "raw_text", "annotations")
 _MARK = "mmsa_decalign.features"
 _VERSION = 1
 _HEADER_LIMIT = 1 << 20  # ours have some 5 kB
 _LONGEST_AXIS = 1 << 20  # of an array without values
 _TYPES = {"F64": "<f8", "F32": "<f4", "F16": "<f2", "I64": "<i8", "I32": "<i4", "I16": "<i2", "I8": "<i1",
           "U64": "<u8", "U32": "<u4", "U16": "<u2", "U8": "<u1"}
+_CODES = {np.dtype(kind): code for code, kind in _TYPES.items()}
+
+
+class Streamed(NamedTuple):
+    """An array that is written while it is made: `pieces` are its rows in order, and it never is in memory whole."""
+
+    shape: tuple[int, ...]
+    dtype: np.dtype
+    pieces: Iterable[np.ndarray]
 
 
 def looks_mapped(head: bytes) -> bool:
@@ -49,25 +59,38 @@ def read_mapped(path: Path, file: BinaryIO) -> dict[str, dict[str, Any]]:
     return data
 
 
-def source_of(path: Path, file: BinaryIO) -> str | None:
-    """SHA-256 of the file that this one was converted from, as it says itself; None for other safetensors files."""
-    return _header(path, file)[1].get("source_sha256")
+def made_of(path: Path, file: BinaryIO) -> dict[str, Any]:
+    """What the file says of its making: `version`, `source_sha256`, `embedded`; nothing for other safetensors files."""
+    return _header(path, file)[1]
 
 
-def write_mapped(path: Path, arrays: Mapping[str, Any], source_sha256: str) -> None:
-    """Write tensors named `SPLIT/KEY`, lists of strings among them; OSError where that fails."""
-    from safetensors import SafetensorError
-    from safetensors.numpy import save_file
-
+def write_mapped(
+    path: Path, arrays: Mapping[str, Any], source_sha256: str, embedded: Mapping[str, Any] | None = None
+) -> None:
+    """Write tensors named `SPLIT/KEY`: arrays, `Streamed` ones and lists of strings. OSError where that fails."""
     tensors = {
         name: np.frombuffer(json.dumps(value).encode("ascii"), np.uint8) if isinstance(value, list) else value
         for name, value in arrays.items()
     }
-    made = json.dumps({"version": _VERSION, "source_sha256": source_sha256})
-    try:
-        save_file(tensors, os.fspath(path), metadata={_MARK: made})
-    except SafetensorError as error:
-        raise OSError(str(error)) from error
+    made = {"version": _VERSION, "source_sha256": source_sha256} | ({"embedded": dict(embedded)} if embedded else {})
+    order = sorted(tensors, key=lambda name: (-tensors[name].dtype.itemsize, name))  # each on a multiple of its size
+    header: dict[str, Any] = {"__metadata__": {_MARK: json.dumps(made)}}
+    position = 0
+    for name in order:
+        shape, dtype = tensors[name].shape, tensors[name].dtype
+        end = position + math.prod(shape) * dtype.itemsize
+        header[name] = {"dtype": _CODES[dtype], "shape": list(shape), "data_offsets": [position, end]}
+        position = end
+    head = json.dumps(header).encode("ascii")
+    head += b" " * (-len(head) % 8)
+    with path.open("xb") as file:
+        file.write(len(head).to_bytes(8, "little") + head)
+        for name in order:
+            one = tensors[name]
+            for piece in one.pieces if isinstance(one, Streamed) else (one,):
+                file.write(np.ascontiguousarray(piece, one.dtype).reshape(-1).view(np.uint8))
+            if file.tell() != 8 + len(head) + header[name]["data_offsets"][1]:
+                raise ValueError(f"{name}: pieces of another shape than {tuple(one.shape)}")
 
 
 def _header(path: Path, file: BinaryIO) -> tuple[dict[str, tuple[np.dtype, list[int], int, int]], dict[str, Any], int]:

@@ -19,8 +19,8 @@ from ..errors import InputError
 from .arrays import as_strings, last_nonzero
 from .leaks import probe, shared, video_of
 from .published import file_with_hash
-from .reading import read_file, sha256_of
-from .schema import MODALITIES, SPLITS, features_from_dict
+from .reading import embedding_of, read_file, sha256_of
+from .schema import MODALITIES, SPLITS, class_names, classes_of, features_from_dict
 
 LABELS = ("regression_labels", "classification_labels", "labels", "label")
 QUANTILES = tuple(range(0, 101, 5))  # percent, of the lengths
@@ -31,9 +31,10 @@ _BLOCK_VALUES = 1 << 22
 def inspect_file(path: str | Path, *, probing: bool = True) -> dict[str, Any]:
     """Measure a feature file; raises InputError only for a file that cannot be read at all.
 
-    Keys: path, size, sha256, published (data set, kind, path; or None), refusal (why a training would not read it, or
-    None), splits {name: see `_split`}, histogram {key, classes or edges, counts {split}}, shared {what {"train/valid":
-    number}} of ids, videos, raw_text and features, probe {modality: see `leaks.probe`}, findings [str]. Shares are in
+    Keys: path, size, sha256, published (data set, kind, path; or None), embedded (see `embedding_of`), refusal (why a
+    training would not read it, or None), splits {name: see `_split`}, histogram {key, classes or edges, counts {split},
+    names of classes}, shared {what {"train/valid": number}} of ids, videos, raw_text and features, probe {modality: see
+    `leaks.probe`}, findings [str]. Shares are in
     0..1. Without `probing` the linear probe is left out.
     """
     path = Path(path).expanduser()
@@ -47,6 +48,7 @@ def inspect_file(path: str | Path, *, probing: bool = True) -> dict[str, Any]:
     document: dict[str, Any] = {
         "schema_version": 1, "path": str(path), "size": path.stat().st_size, "sha256": sha256,
         "published": published and {"dataset": published.dataset, "kind": published.kind, "path": published.path},
+        "embedded": embedding_of(path),
         "splits": {name: part.document() for name, part in parts.items()},
         "histogram": _histogram(parts),
         "shared": {what: _shared(parts, what) for what in ("ids", "videos", "raw_text", "features")},
@@ -224,10 +226,25 @@ def _histogram(parts: Mapping[str, _Part]) -> dict[str, Any] | None:
     values = np.unique(np.concatenate(list(labels.values())))
     if text or len(values) <= _BINS:
         counts = {n: [int((v == one).sum()) for one in values] for n, v in labels.items()}
-        return {"key": key, "classes": values.tolist(), "counts": counts}
+        return {"key": key, "classes": values.tolist(), "counts": counts, **_named(key, parts)}
     edges = np.linspace(float(values[0]), float(values[-1]), _BINS + 1)
     counts = {n: np.histogram(v, bins=edges)[0].tolist() for n, v in labels.items()}
     return {"key": key, "edges": edges.tolist(), "counts": counts}
+
+
+def _named(key: str | None, parts: Mapping[str, _Part]) -> dict[str, Any]:
+    """{"names": {class: name}} where the annotations name the classes of all splits."""
+    if key != "classification_labels":
+        return {}
+    names: dict[int, str] = {}
+    for part in parts.values():
+        try:
+            classes = classes_of(part.raw, "")
+        except InputError:
+            return {}
+        if classes is not None:
+            names |= class_names(classes, part.raw.get("annotations"))
+    return {"names": {str(number): name for number, name in sorted(names.items())}} if names else {}
 
 
 def _probes(train: _Part, valid: _Part) -> dict[str, Any]:
@@ -275,6 +292,8 @@ def _findings(document: Mapping[str, Any]) -> Iterator[str]:
                    f"inside train, {one['valid']:.2f} on valid. Were the features trained with train's labels?")
         if one["alarm"] == "label":
             yield f"label leak? {modality}: a linear model finds the label (correlation {one['valid']:.3f} on valid)."
+    if (histogram := document["histogram"]) is not None and histogram["key"] == "classification_labels":
+        yield from _class_findings(histogram)
     for what, pairs in document["shared"].items():
         for pair, number in pairs.items():
             if what != "raw_text":  # short sentences are said twice in all innocence
@@ -295,6 +314,20 @@ def _findings(document: Mapping[str, Any]) -> Iterator[str]:
                 yield f"{name}: {modality} is padded in front ({about['leading_zeros']:.0%} of the steps), not behind"
         if split["videos"] is None and split["samples"]:
             yield f"{name}: the ids do not tell the videos, so that videos shared between splits cannot be found"
+
+
+def _class_findings(histogram: Mapping[str, Any]) -> Iterator[str]:
+    """Per split what always saying its commonest class gets right, and which classes it lacks."""
+    if "classes" not in histogram:
+        return
+    known = histogram.get("names", {})
+    names = [known.get(f"{one:g}", str(one)) if isinstance(one, int | float) else one for one in histogram["classes"]]
+    for split, counts in histogram["counts"].items():
+        if sum(counts):
+            most = int(np.argmax(counts))
+            yield f"{split}: always {names[most]!r} would be right in {counts[most] / sum(counts):.1%} of the samples"
+        if absent := [name for name, count in zip(names, counts, strict=True) if not count]:
+            yield f"{split}: has no sample of {', '.join(map(str, absent))}"
 
 
 _COUNTED = {"ids": "id(s)", "videos": "video(s)", "features": "sample(s) with the same features"}

@@ -8,16 +8,22 @@ What may change here: further formats, recognised by their first bytes.
 from __future__ import annotations
 
 import hashlib
+import logging
 import os
 import stat
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, BinaryIO, NoReturn
+
+import numpy as np
 
 from ..errors import InputError
 from . import unpickling
 from .arrays import as_strings
-from .mapped import looks_mapped, read_mapped, source_of
+from .mapped import looks_mapped, made_of, read_mapped
 from .schema import MODALITIES, SPLITS, Features, check_splits, features_from_dict, require_key
+
+logger = logging.getLogger("MMSA")
 
 _GET_ANOTHER = "Fetch the file again from its publisher, or try `mmsa data synth` for data made here."
 _OVERRIDE_KEYS = {"text": ("text_bert", "text_lengths"), "audio": ("audio_lengths",), "vision": ("vision_lengths",)}
@@ -33,8 +39,8 @@ def read_features(
     """Read and check a feature file in MMSA's layout.
 
     `text`, `audio`, `vision` name files whose modality replaces the main file's (MMSA's -Ft, -Fa, -Fv), with the
-    lengths and, for text, the tokens that belong to it. `Features.sha256` is the hash of the main file. Raises
-    InputError for anything that cannot be used.
+    lengths and, for text, the tokens that belong to it; rows are paired by id, see `replace_modality`.
+    `Features.sha256` is the hash of the main file. Raises InputError for anything that cannot be used.
     """
     main = Path(path).expanduser()
     data = read_file(main)
@@ -42,7 +48,10 @@ def read_features(
     given = {m: Path(p).expanduser() for m, p in zip(MODALITIES, (text, audio, vision), strict=True) if p is not None}
     data = {name: dict(data[name]) for name in SPLITS}  # files exist whose splits share one dictionary
     for modality, source in given.items():
-        _override(data, modality, read_file(source), main, source)
+        other = read_file(source)
+        check_splits(other, source)
+        for name in SPLITS:
+            replace_modality(data[name], other[name], modality, name, main, source)
     hashes = {modality: sha256_of(source) for modality, source in given.items()}
     return features_from_dict(data, main, sha256_of(main), sources=given, overrides=hashes)
 
@@ -56,20 +65,21 @@ def sha256_of(path: str | os.PathLike[str]) -> str:
     return digest.hexdigest()
 
 
-def read_file(path: str | os.PathLike[str]) -> Any:
+def read_file(path: str | os.PathLike[str], *, encoding: str = "ASCII") -> Any:
     """What a feature file holds: the object in a pickle made of builtin containers, strings, numbers and NumPy arrays,
-    or {split: {key: array or list of strings}} of a file of `mmsa data convert`, its arrays mapped. Raises InputError.
+    or {split: {key: array or list of strings}} of a file of `mmsa data convert`, its arrays mapped. `encoding` is that
+    of the strings of Python 2, as in `pickle.load`. Raises InputError.
     """
     path = Path(path).expanduser()
     with _open(path) as file:
-        return read_open(path, file)
+        return read_open(path, file, encoding=encoding)
 
 
-def read_open(path: Path, file: BinaryIO) -> Any:
+def read_open(path: Path, file: BinaryIO, *, encoding: str = "ASCII") -> Any:
     """As `read_file`, from a file that is open for reading bytes, at its start; `path` is for messages."""
     try:
         head = _refuse_other_formats(path, file)
-        return read_mapped(path, file) if looks_mapped(head) else unpickling.load(file)
+        return read_mapped(path, file) if looks_mapped(head) else unpickling.load(file, encoding)
     except InputError:
         raise
     except unpickling.Refused as refused:
@@ -84,12 +94,29 @@ def read_open(path: Path, file: BinaryIO) -> Any:
 
 
 def is_converted(path: Path) -> bool:
-    """Whether `mmsa data convert` wrote this file, judged by its header."""
+    """Whether `mmsa data convert` or `embed` wrote this file, judged by its header."""
+    return _made(path).get("source_sha256") is not None
+
+
+def converted_from(path: Path) -> str | None:
+    """SHA-256 of the file that `mmsa data convert` made this one from, number for number; None for any other file."""
+    made = _made(path)
+    return None if made.get("embedded") else made.get("source_sha256")
+
+
+def embedding_of(path: Path) -> dict[str, str | int | None] | None:
+    """Which encoder made the text features of a file of `mmsa data embed`, as the file says itself; else None."""
+    found = _made(path).get("embedded")
+    plain = isinstance(found, dict) and all(type(value) in (str, int, type(None)) for value in found.values())
+    return found if plain else None
+
+
+def _made(path: Path) -> dict[str, Any]:
     try:
-        with _open(path) as file:
-            return looks_mapped(file.read(16)) and source_of(path, file) is not None
+        with _open(Path(path)) as file:
+            return made_of(path, file) if looks_mapped(file.read(16)) else {}
     except (InputError, OSError):
-        return False
+        return {}
 
 
 def _open(path: Path) -> BinaryIO:
@@ -149,21 +176,51 @@ def _explain(path: Path, file: BinaryIO, error: Exception) -> NoReturn:
     raise InputError(f"{path}: is not a readable pickle (a damaged file, or another format).\n{_GET_ANOTHER}") from None
 
 
-def _override(data: Any, modality: str, other: Any, main: Path, source: Path) -> None:
-    """Put one modality of `other` in the place of `data`'s, with the keys that belong to it."""
-    check_splits(other, source)
-    for name in SPLITS:
-        require_key(other[name], modality, name, source)
-        if "id" in other[name] and "id" in data[name]:
-            ours = as_strings(data[name]["id"], f"{main}: split {name!r}, key 'id'")
-            theirs = as_strings(other[name]["id"], f"{source}: split {name!r}, key 'id'")
-            if len(ours) == len(theirs) and ours != theirs:
-                row = next(i for i, (a, b) in enumerate(zip(ours, theirs, strict=True)) if a != b)
-                raise InputError(
-                    f"{source}: split {name!r}, row {row} is sample {theirs[row]!r}, but {ours[row]!r} in {main}.\n"
-                    "Bring the rows into the same order (without a key 'id' rows are paired by position)."
-                )
-        for key in (modality, *_OVERRIDE_KEYS[modality]):
-            data[name].pop(key, None)
-            if key in other[name]:
-                data[name][key] = other[name][key]
+def replace_modality(
+    ours: dict[str, Any], theirs: Mapping[str, Any], modality: str, name: str, main: Path, source: Path
+) -> None:
+    """Put one modality of the split `theirs` in the place of that in `ours`, with the keys that belong to it.
+
+    Rows are paired by the key 'id' where both have it, since extraction tools write them in any order, and by position
+    otherwise. `name` is the split's, `main` and `source` are the two files. Raises InputError where a sample is absent.
+    """
+    require_key(theirs, modality, name, source)
+    keys = (modality, *_OVERRIDE_KEYS[modality])
+    rows = _partners(ours, theirs, keys, name, main, source)
+    for key in keys:
+        ours.pop(key, None)
+        if theirs.get(key) is not None:
+            value = theirs[key]
+            if rows is not None:
+                value = value[rows] if isinstance(value, np.ndarray) else [value[row] for row in rows]
+            ours[key] = value
+
+
+def _partners(
+    ours: Mapping[str, Any], theirs: Mapping[str, Any], keys: tuple[str, ...], name: str, main: Path, source: Path
+) -> list[int] | None:
+    """For each row of `ours` the row of `theirs` with its id; None where position says the same."""
+    if "id" not in ours or "id" not in theirs:
+        return None
+    wanted = as_strings(ours["id"], f"{main}: split {name!r}, key 'id'")
+    found = as_strings(theirs["id"], f"{source}: split {name!r}, key 'id'")
+    if wanted == found:
+        return None
+    here = f"{source}: split {name!r}"
+    given = [theirs[key] for key in keys if theirs.get(key) is not None]
+    counts = {len(one) if isinstance(one, (list, tuple)) or getattr(one, "ndim", 0) else None for one in given}
+    if counts != {len(found)}:
+        raise InputError(f"{here} has keys of different row counts.\n"
+                         "Every key of a split needs one row per sample.")
+    row_of = {one: row for row, one in enumerate(found)}
+    absent = [one for one in wanted if one not in row_of]
+    if absent:
+        like = f"; its own look like {found[0]!r}" if found else ""
+        raise InputError(f"{here} lacks {len(absent)} of the {len(wanted)} samples of {main}, {absent[0]!r} "
+                         f"first{like}.\n"
+                         "Extract the same samples under the same ids (without a key 'id' rows pair by position).")
+    if len(row_of) < len(found):
+        raise InputError(f"{here} has the same id twice and another order than {main}, so that rows cannot be paired.\n"
+                         "Bring the rows into the same order, or make the ids differ.")
+    logger.info("%s: split %r, rows paired with those of %s by their ids", source, name, main)
+    return [row_of[one] for one in wanted]

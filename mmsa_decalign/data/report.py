@@ -10,8 +10,18 @@ from contextlib import contextmanager
 from typing import Any
 
 from rich.console import Console
-from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TimeRemainingColumn, TransferSpeedColumn
+from rich.progress import (
+    BarColumn,
+    DownloadColumn,
+    MofNCompleteColumn,
+    Progress,
+    TextColumn,
+    TimeRemainingColumn,
+    TransferSpeedColumn,
+)
 from rich.table import Table
+
+from .embed import embedding_lines
 
 
 @contextmanager
@@ -30,6 +40,15 @@ def byte_bar(console: Console) -> Iterator[Callable[[str, int, int | None], None
         yield show
 
 
+@contextmanager
+def sample_bar(console: Console, doing: str) -> Iterator[Callable[[int, int], None]]:
+    """A function that shows how many samples of how many are done, if this is a terminal."""
+    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
+    with Progress(*columns, console=console, disable=not console.is_terminal) as bar:
+        task = bar.add_task(doing, total=None)
+        yield lambda done, total: bar.update(task, completed=done, total=total)
+
+
 def print_fetched(results: list[Mapping[str, Any]], console: Console) -> None:
     """One line per file, and the hash where nobody published one."""
     for result in results:
@@ -38,7 +57,8 @@ def print_fetched(results: list[Mapping[str, Any]], console: Console) -> None:
             f"; no SHA-256 was published to check it by, it is {result['sha256']}")
         _line(console, f"{what} {result['path']}{state}")
         if result["path"].endswith(".zip"):
-            _line(console, "it is a zip archive: unpack it before use")
+            _line(console, "it is a zip archive: unpack it before use" + (
+                ", then convert its raw pickle with mmsa data convert" if "iemocap" in result["path"].lower() else ""))
 
 
 def print_verified(result: Mapping[str, Any], console: Console) -> None:
@@ -60,6 +80,8 @@ def print_inspected(document: Mapping[str, Any], console: Console) -> None:
     _line(console, f"{document['path']}: " + (f"the published {found['path']}" if found else "not a published file")
           + f", {document['size'] / 1e6:.1f} MB")
     _line(console, f"SHA-256 {document['sha256']}")
+    for line in embedding_lines(document["embedded"]) if document["embedded"] else ():
+        _line(console, line)
     splits = document["splits"]
     if splits:
         tables = (_splits(splits), _shapes(splits), _values(splits), _labels(document), _probe(document["probe"]))
@@ -123,6 +145,8 @@ def _labels(document: Mapping[str, Any]) -> Table | None:
     edges = histogram.get("edges")
     bins = [f"{a:.2f} to {b:.2f}" for a, b in zip(edges, edges[1:], strict=False)] if edges else [
         f"{one:.4g}" if isinstance(one, float) else str(one) for one in histogram["classes"]]
+    known = histogram.get("names", {})
+    bins = [f"{label} {known[label]}" if label in known else label for label in bins]
     for row, label in enumerate(bins):
         table.add_row(label, *(str(histogram["counts"][name][row]) for name in names))
     return table

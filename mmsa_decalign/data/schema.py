@@ -18,6 +18,7 @@ import numpy as np
 from ..errors import InputError, nearest
 from .arrays import (
     as_strings,
+    class_array,
     clip_lengths,
     feature_array,
     label_array,
@@ -45,13 +46,15 @@ class Split:
     audio: np.ndarray  # (N, T_a, D_a) float32
     vision: np.ndarray  # (N, T_v, D_v) float32
     lengths: dict[str, np.ndarray]  # "text", "audio", "vision" -> (N,) int64
-    labels: np.ndarray  # (N,) float32
+    labels: np.ndarray | None  # (N,) float32, or None in a file that has classes alone
     unimodal_labels: dict[str, np.ndarray]  # those of "T", "A", "V" that the file has -> (N,) float32
     ids: list[str]
     raw_text: list[str]
+    classes: np.ndarray | None = None  # (N,) int64 from 0 on, if the file has usable ones
+    class_names: dict[int, str] = field(default_factory=dict)  # those that `annotations` tell, for some classes
 
     def __len__(self) -> int:
-        return len(self.labels)
+        return len(self.ids)
 
 
 @dataclass(frozen=True, eq=False)
@@ -96,7 +99,7 @@ def features_from_dict(
     for name in SPLITS:
         data[name] = dict(data[name])  # emptied below; files exist whose splits share one dictionary
     zeroed: dict[str, int] = {}
-    splits = {name: _split(name, data[name], path, sources, zeroed) for name in SPLITS}
+    splits = {name: read_split(name, data[name], path, sources, zeroed) for name in SPLITS}
     for modality in MODALITIES:
         widths = {name: getattr(split, modality).shape[2] for name, split in splits.items()}
         if len(set(widths.values())) > 1:
@@ -112,9 +115,11 @@ def features_from_dict(
 def check_splits(data: Any, path: Path) -> None:
     """Refuse anything that is not a dictionary with the splits train, valid and test, each a dictionary."""
     if not isinstance(data, MutableMapping):
+        raw = isinstance(data, tuple | list) and len(data) > 5 and isinstance(data[0], Mapping)
         raise InputError(
-            f"{path}: holds a {type(data).__name__}, not a dictionary of the splits {', '.join(SPLITS)}.\n"
-            "Give a feature file in MMSA's layout; `mmsa data synth` writes an example."
+            f"{path}: holds a {type(data).__name__}, not a dictionary of the splits {', '.join(SPLITS)}.\n" + (
+                "If it is a raw IEMOCAP release, `mmsa data convert` makes a feature file of it." if raw else
+                "Give a feature file in MMSA's layout; `mmsa data synth` writes an example.")
         )
     for name in SPLITS:
         if name not in data:
@@ -132,19 +137,22 @@ def require_key(raw: Mapping[str, Any], key: str, split: str, path: Path) -> Non
                          f"MMSA's layout needs {', '.join(REQUIRED_KEYS)} in every split.")
 
 
-def _split(
+def read_split(
     name: str, raw: MutableMapping[str, Any], path: Path, sources: Mapping[str, Path], zeroed: dict[str, int]
 ) -> Split:
     where = {m: f"{sources.get(m, path)}: split {name!r}" for m in MODALITIES}
     here = f"{path}: split {name!r}"
+    only_classes = raw.get("regression_labels") is None and raw.get("classification_labels") is not None
     for key in REQUIRED_KEYS:
-        require_key(raw, key, name, sources.get(key, path))
+        if not (only_classes and key == "regression_labels"):
+            require_key(raw, key, name, sources.get(key, path))
 
     ids, raw_text = (as_strings(raw.pop(k), f"{here}, key {k!r}") for k in ("id", "raw_text"))
     if not ids:
         raise InputError(f"{here} is empty; expected at least one sample in each of train, valid and test.\n"
                          "Move samples of another split, from other videos, into it.")
-    labels = label_array(raw.pop("regression_labels"), f"{here}, key 'regression_labels'")
+    classes = classes_of(raw, here)
+    labels = None if only_classes else label_array(raw.pop("regression_labels"), f"{here}, key 'regression_labels'")
     unimodal = {u: label_array(raw.pop(f"regression_labels_{u}"), f"{here}, key 'regression_labels_{u}'")
                 for u in UNIMODAL if raw.get(f"regression_labels_{u}") is not None}
     arrays = {m: feature_array(raw.pop(m), f"{where[m]}, key {m!r}") for m in MODALITIES}
@@ -154,7 +162,10 @@ def _split(
              for m in MODALITIES if raw.get(f"{m}_lengths") is not None}
 
     rows = {m: len(arrays[m]) for m in MODALITIES}
-    rows |= {"regression_labels": len(labels), "id": len(ids), "raw_text": len(raw_text)}
+    rows |= {"id": len(ids), "raw_text": len(raw_text)}
+    rows |= {} if labels is None else {"regression_labels": len(labels)}
+    if classes is not None and (only_classes or len(classes) == len(ids)):
+        rows["classification_labels"] = len(classes)
     rows |= {f"regression_labels_{u}": len(v) for u, v in unimodal.items()}
     rows |= {f"{m}_lengths": len(v) for m, v in given.items()}
     if text_bert is not None:
@@ -167,7 +178,8 @@ def _split(
         arrays[m], changed = refuse_non_finite(arrays[m], f"{where[m]}, key {m!r}", ids, zero_minus_inf=m == "audio")
         if changed:
             zeroed[name] = changed
-    refuse_non_finite(labels, f"{here}, key 'regression_labels'", ids)
+    if labels is not None:
+        refuse_non_finite(labels, f"{here}, key 'regression_labels'", ids)
     for u, values in unimodal.items():
         refuse_non_finite(values, f"{here}, key 'regression_labels_{u}'", ids)
 
@@ -180,8 +192,37 @@ def _split(
             lengths[m] = clip_lengths(given[m], steps, f"{where[m]}, key '{m}_lengths'", ids)
         else:
             lengths[m] = last_nonzero(arrays[m])
+    if classes is not None and len(classes) != len(ids):
+        classes = None
+    names = {} if classes is None else class_names(classes, raw.get("annotations"))
     return Split(name, arrays["text"], text_bert, arrays["audio"], arrays["vision"],
-                 lengths, labels, unimodal, ids, raw_text)
+                 lengths, labels, unimodal, ids, raw_text, classes, names)
+
+
+def classes_of(raw: Mapping[str, Any], where: str) -> np.ndarray | None:
+    """(N,) int64: the key `classification_labels` of a split, None where it has none.
+
+    Raises InputError for labels that are no whole numbers from 0, if they are the only ones of the split: beside
+    regression labels they may be anything, and are then left aside.
+    """
+    values = raw.get("classification_labels")
+    if values is None:
+        return None
+    try:
+        return class_array(values, f"{where}, key 'classification_labels'")
+    except InputError:
+        if raw.get("regression_labels") is None:
+            raise
+        return None
+
+
+def class_names(classes: np.ndarray, annotations: Any) -> dict[int, str]:
+    """{class: name} from MMSA's key `annotations`, a text for each sample; {} where it does not name the classes."""
+    if not isinstance(annotations, (list, tuple, np.ndarray)) or len(annotations) != len(classes):
+        return {}
+    named = {(number, str(name)) for number, name in zip(classes.tolist(), annotations, strict=True)}
+    found = dict(sorted(named))
+    return found if len(named) == len(found) == len(set(found.values())) else {}
 
 
 def _nearest_found(name: str, found: Mapping[str, Any]) -> str:

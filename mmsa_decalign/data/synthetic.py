@@ -14,6 +14,10 @@ Per sample there are `latent_common` c (two numbers that shape all modalities) a
 and zeros after. g has mean 1 over the valid steps, so their average recovers z; averaging over the padding too gives
 z l / T instead. Words and token ids lean with own_text. No modality alone can reach what all three reach.
 
+Layouts iemocap and iemocap4: six or four classes in place of the label, one step a modality. With
+p = (c_0 + 0.5 sum_m u_m0, c_1 + 0.5 sum_m u_m1) the class is the sector in which p lies; the sectors are as wide as the
+classes are frequent in IEMOCAP. Features are x = offset + sum_k z_k w_k + STEP_NOISE noise; nothing else is noisy.
+
 What can be reached, on the test split of the default seed (300 samples; last column: mean and standard deviation of
 Non0_acc_2 over the seeds 0 to 5). "Linear" is ridge regression (penalty 10), "MLP" two hidden layers of 32 units, both
 on standardised averages over the valid steps and trained on the 600 training samples; the label noise caps the ideal:
@@ -48,6 +52,7 @@ from typing import Any
 import numpy as np
 
 from ..errors import InputError, nearest
+from .iemocap import LABEL_NAMES
 from .schema import MODALITIES, SPLITS
 
 VERSION = 1
@@ -77,6 +82,7 @@ class _Layout:
     aligned: bool = False  # one length for all modalities, and no keys audio_lengths and vision_lengths
     unimodal: bool = False
     limit: float = 3.0  # labels in [-limit, limit]
+    classes: int = 0  # classes in place of labels, if not 0
 
 
 _LAYOUTS = {
@@ -86,8 +92,12 @@ _LAYOUTS = {
     "mosei": _Layout((50, 50, 50), (768, 74, 35), aligned=True),
     "mosei_unaligned": _Layout((50, 500, 375), (768, 74, 35)),
     "sims": _Layout((39, 400, 55), (768, 33, 709), unimodal=True, limit=1.0),
+    "iemocap": _Layout((1, 1, 1), (1024, 512, 1024), samples=(400, 100, 150), classes=6),
+    "iemocap4": _Layout((1, 1, 1), (1024, 512, 1024), samples=(400, 100, 150), classes=4),
 }
 LAYOUTS = tuple(_LAYOUTS)
+# Shares of the classes in the releases of conversational-emotion code, in the order of LABEL_NAMES
+_SHARES = {6: (0.09, 0.15, 0.23, 0.15, 0.14, 0.24), 4: (0.3, 0.2, 0.3, 0.2)}
 
 
 def make_synthetic(
@@ -96,10 +106,10 @@ def make_synthetic(
     """A data set with the structure above, as the dictionary that MMSA unpickles: {split: {key: rows}}.
 
     `layout` gives the steps and widths of a published data set (one of LAYOUTS), `samples` the rows of train, valid
-    and test (defaults: 600, 200, 300; in the other layouts 60, 20, 30). No video is in two splits. Beside MMSA's keys
-    each split has the true factors `latent_*` (N, 2) and the noise-free label `latent_label` (N,); the key `generator`
-    beside the splits says version, seed, layout and samples. Raises InputError for an unknown layout, a negative seed
-    or a count below 1.
+    and test (defaults: 600, 200, 300; in the other layouts 60, 20, 30, in those of IEMOCAP 400, 100, 150). No video is
+    in two splits. Beside MMSA's keys each split has the true factors `latent_*` (N, 2) and, in layouts with a label,
+    the noise-free one `latent_label` (N,); the key `generator` beside the splits says version, seed, layout and
+    samples. Raises InputError for an unknown layout, a negative seed or a count below 1.
     """
     if layout not in _LAYOUTS:
         raise InputError(f"unknown layout {layout!r} of synthetic data; {nearest(layout, LAYOUTS)}")
@@ -114,7 +124,8 @@ def make_synthetic(
     generator = {"name": f"{_MARK}{VERSION}", "version": VERSION, "seed": seed, "layout": layout, "samples": samples}
     data: dict[str, Any] = {"generator": generator}  # first, so that it is found at the head of the file
     for i, (name, rows) in enumerate(zip(SPLITS, samples, strict=True)):
-        data[name] = _split(np.random.default_rng([seed, i]), name, rows, shape, maps)
+        make = _class_split if shape.classes else _split
+        data[name] = make(np.random.default_rng([seed, i]), name, rows, shape, maps)
     return data
 
 
@@ -229,6 +240,30 @@ def _split(
     rows["latent_common"] = common.astype(np.float32)
     rows |= {f"latent_unique_{m}": unique[m].astype(np.float32) for m in MODALITIES}
     rows["latent_label"] = (np.clip(exact, -3, 3) * shape.limit / 3).astype(np.float32)
+    return rows
+
+
+def _class_split(
+    rng: np.random.Generator, name: str, n: int, shape: _Layout, maps: Mapping[str, tuple[np.ndarray, np.ndarray]]
+) -> dict[str, Any]:
+    """As a converted IEMOCAP release has it: classes and their names, no token ids, no lengths."""
+    common = _factors(rng, n)
+    unique = {m: _factors(rng, n) for m in MODALITIES}
+    x, y = (common + 0.5 * sum(unique.values())).T
+    turn = (np.arctan2(y, x) / (2 * np.pi)) % 1
+    labels = np.searchsorted(np.cumsum(_SHARES[shape.classes])[:-1], turn, side="right")
+    rows: dict[str, Any] = {
+        "raw_text": [f"sentence {i}" for i in range(n)],
+        "id": [f"synthetic-{name}-{i // _CLIPS_PER_VIDEO}$_${i % _CLIPS_PER_VIDEO}" for i in range(n)],
+        "classification_labels": labels.astype(np.int64),
+        "annotations": [LABEL_NAMES[shape.classes][label] for label in labels],
+    }
+    for m in MODALITIES:
+        weights, offset = maps[m]
+        clean = np.hstack([common, unique[m]]) @ weights + offset
+        rows[m] = (clean + STEP_NOISE * rng.standard_normal(clean.shape)).astype(np.float32)[:, None, :]
+    rows["latent_common"] = common.astype(np.float32)
+    rows |= {f"latent_unique_{m}": unique[m].astype(np.float32) for m in MODALITIES}
     return rows
 
 

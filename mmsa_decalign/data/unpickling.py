@@ -26,9 +26,12 @@ _GROWTH = 16  # written out, with whatever is shared written again, contents tak
 _ALLOWANCE = 1 << 24
 
 
-def load(file: BinaryIO) -> Any:
-    """The object in a pickle. Raises Refused, EOFError for a cut file, and whatever a damaged one leads to."""
-    machine = _Unpickler(file)
+def load(file: BinaryIO, encoding: str = "ASCII") -> Any:
+    """The object in a pickle; `encoding` is that of Python 2's strings.
+
+    Raises Refused, EOFError for a cut file, and whatever a damaged one leads to.
+    """
+    machine = _Unpickler(file, encoding)
     thing = machine.load()
     _refuse_bombs(thing, _GROWTH * machine.size + _ALLOWANCE)
     return thing
@@ -37,8 +40,8 @@ def load(file: BinaryIO) -> Any:
 class _Unpickler(pickle._Unpickler):  # type: ignore[name-defined]  # the one in C builds arrays behind our back
     """The standard machine without frames, and with only the instructions in `_INSTRUCTIONS`."""
 
-    def __init__(self, file: BinaryIO) -> None:
-        super().__init__(file)
+    def __init__(self, file: BinaryIO, encoding: str = "ASCII") -> None:
+        super().__init__(file, encoding=encoding)
         self._file = file
         start = file.tell()
         self.size = file.seek(0, 2) - start

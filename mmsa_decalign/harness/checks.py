@@ -46,6 +46,7 @@ class Bench:
     def __init__(self, job: Job, folder: Path, write: Callable[..., Path], bars: Callable[[], Any]) -> None:
         self.job, self.folder, self.write, self.bars = job, folder, write, bars
         self.settings, self.built_in = job.resolved.settings, job.resolved.model.plugin is None
+        self.classes = len(self.settings.get("label_names", ()))  # 0: labels are on a scale
 
     def prepare(self, seed: int = SEED, file: Path | None = None, changed: Mapping[str, Any] | None = None) -> Trial:
         """A training on the tiny file, or on another, that has not begun."""
@@ -82,10 +83,11 @@ def trains(bench: Bench) -> Verdict:
 
 
 def learns(bench: Bench) -> Verdict:
-    """The mean absolute error on the training split, in evaluation mode: clearly lower than before the first step.
+    """The error on the training split, in evaluation mode: clearly lower than before the first step.
 
     Settings for fine-tuning are slow on a tiny file, so that there is a second chance with more and larger steps.
     """
+    what = "cross entropy" if bench.classes else "mean absolute error"
     (first, last), how = _errors(bench.trial), f"{len(bench.trial.record['epochs'])} epochs"
     if not last <= FALL * first:
         faster = {key: max(value, FAST) for key, value in bench.settings.items()
@@ -93,17 +95,21 @@ def learns(bench: Bench) -> Verdict:
         patient = bench.prepare(changed=faster).train(PATIENCE * EPOCHS, bench.bars())
         first, last = _errors(patient)
         how = f"{len(patient.record['epochs'])} epochs" + (f", {' and '.join(faster)} >= {FAST}" if faster else "")
-    text = f"mean absolute error on the training split {first:.3f} -> {last:.3f} ({how})"
+    text = f"{what} on the training split {first:.3f} -> {last:.3f} ({how})"
     return passed(text) if last <= FALL * first else failed(f"{text}; expected at most {FALL * first:.3f}")
 
 
 def _errors(trial: Trial) -> tuple[float, float]:
-    """Mean absolute error on the training split before training, and of the chosen checkpoint."""
+    """Mean absolute error, of classes cross entropy, on the training split before training, and of the checkpoint."""
+    from torch.nn import functional
+
     split = trial.splits["train"]
     labels, batches, chosen = split.labels["M"].view(-1), batches_of(split, BATCH), state_of(trial.model)
 
     def error() -> float:
         rows = trial.predict(batches).reshape(len(labels), -1)
+        if trial.settings.get("label_names"):
+            return float(functional.cross_entropy(rows, labels))
         return float((rows[:, 0] - labels).abs().mean())
 
     last = error()
@@ -154,7 +160,7 @@ def _trained(trial: Trial) -> dict[str, Any]:
     """Parameters, and the buffers that training changed: others may be memory that nobody reads, as in tfr_net."""
     parameters = {name for name, _ in trial.model.named_parameters()}
     return {name: value for name, value in state_of(trial.model).items()
-            if name in parameters or not _equal(value, trial.before[name])}
+            if name in parameters or name not in trial.before or not _equal(value, trial.before[name])}
 
 
 def other_seed(bench: Bench) -> Verdict:
@@ -169,16 +175,17 @@ def other_seed(bench: Bench) -> Verdict:
 
 
 def predictions_fit(bench: Bench) -> Verdict:
-    """One finite number for each sample: "M" has the shape (N, 1)."""
+    """One finite number for each sample, or for each class: "M" has the shape (N, 1), or (N, classes)."""
     import torch
 
-    found, samples = bench.predictions, SAMPLES[2]
+    found, samples, width = bench.predictions, SAMPLES[2], bench.classes or 1
     # MMSA's own models that return no "M" hand predictions (N,) to their metrics.
-    if found.shape != (samples, 1) and not (bench.built_in and found.numel() == samples):
-        return failed(f"predictions of {samples} samples have shape {tuple(found.shape)}; expected ({samples}, 1)")
+    if found.shape != (samples, width) and not (bench.built_in and found.numel() == samples * width):
+        shape = tuple(found.shape)
+        return failed(f"predictions of {samples} samples have shape {shape}; expected ({samples}, {width})")
     if not bool(torch.isfinite(found).all()):
         return failed("predictions are not finite")
-    return passed(f"shape ({samples}, 1), finite")
+    return passed(f"shape ({samples}, {width}), finite")
 
 
 def evaluation_changes_nothing(bench: Bench) -> Verdict:

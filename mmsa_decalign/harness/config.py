@@ -16,11 +16,16 @@ from pathlib import Path
 from typing import Any
 
 from ..errors import InputError, nearest
-from .needs import why_no_settings
+from .needs import CLASSIFIES, why_no_classes, why_no_settings
 from .plugins import ModelPlugin, discover
 
 # A data set on the right lends its settings and metrics to the one on the left, which MMSA's files do not know.
 STANDS_FOR = {"synthetic": "mosi"}
+# The same for settings alone: the first that a model has settings for. MMSA has none for data sets of classes.
+_LENDERS = {**{name: (other,) for name, other in STANDS_FOR.items()}, "iemocap": ("mosi",),
+            "iemocap4": ("iemocap", "mosi")}
+PAPER_COUNT = "paper_count"
+PROTOCOLS = ("session_valid", PAPER_COUNT)  # the file's own splits; train and valid together, chosen on test
 
 # Keys that every trainer or loader of MMSA reads, whether or not a model's section spells them out.
 _COMMON_KEYS = ("KeyEval", "batch_size", "early_stop", "need_normalized", "max_epochs")
@@ -29,7 +34,8 @@ _NOT_SETTINGS = {
     "seed": "use -s", "cur_seed": "use -s", "device": "use --device", "featurePath": "use --feature-file",
     "custom_feature": "use --feature-file", "feature_T": "use -Ft", "feature_A": "use -Fa", "feature_V": "use -Fv",
     "model_save_path": "use --model-save-dir", "res_save_dir": "use --res-save-dir",
-    "train_mode": "MMSA's data sets are regression; the classification head is for Python, Settings(train_mode=...)",
+    "train_mode": "the data set decides, classes are for -d iemocap and -d iemocap4",
+    "label_names": "the data set decides",
 }
 # The models of release 2.2.1.
 _RELEASED = frozenset((
@@ -50,10 +56,9 @@ class Model:
     plugin: ModelPlugin | None = None
     error: str | None = None
 
-    def datasets(self, known: Iterable[str]) -> list[str]:
-        """Those of the known data sets that this model has settings for."""
-        own = self.section.get("datasetParams", {})
-        return [name for name in known if name in own or STANDS_FOR.get(name) in own]
+    def datasets(self, known: Mapping[str, Mapping[str, Any]]) -> list[str]:
+        """Those of the known data sets that this model has settings for, its own or lent ones."""
+        return [name for name, dataset in known.items() if lender(self, self.section, name, dataset) is not None]
 
 
 @dataclass(frozen=True)
@@ -75,6 +80,7 @@ class Resolved:
     overrides: dict[str, Any]
     feature_path: str
     config_root: str | None = None
+    settings_of: str | None = None  # the data set that they were made for
     space: dict[str, Any] = field(default_factory=dict)
 
 
@@ -149,6 +155,7 @@ def resolve(
     """
     known = catalogue()
     entry, dataset = find_model(known, model), find_dataset(known, dataset)
+    classes = classes_of(known.datasets[dataset])
     section = entry.tuning if tuning else entry.section
     dataset_section, root, flat = known.datasets[dataset], None, {}
     if config is not None:
@@ -178,7 +185,13 @@ def resolve(
             raise InputError(f"unknown setting {key!r}: {_NOT_SETTINGS[key]}")
         if key in ("model_name", "dataset_name") and value != (entry.name if key == "model_name" else dataset):
             raise InputError(f"setting {key}={value!r} contradicts the command line; use -m and -d")
-    settings = merge(entry.name, dataset, section, dataset_section, given, tuning=tuning)
+    if classes and "num_classes" in given:
+        raise InputError(f"unknown setting 'num_classes': data set {dataset!r} has {len(classes)} classes: "
+                         f"{', '.join(classes)}")
+    settings = merge(entry, dataset, section, dataset_section, given, tuning=tuning)
+    if tuning and section is entry.tuning is not entry.section:
+        settings = {**_left_unsaid(entry, dataset, dataset_section, given), **settings}
+    _check_protocol(settings, given, tuning)
     feature_path = settings.pop("featurePath", "")
     space = tuning_space(section, given) if tuning else {}
     if entry.plugin is None or entry.plugin.check is None:
@@ -187,11 +200,33 @@ def resolve(
         _check_overrides(entry, {**searched, **settings}, given)
     settings.update(given)
     _check_values(entry, settings)
-    return Resolved(entry, dataset, settings, given, feature_path, root, space)
+    return Resolved(entry, dataset, settings, given, feature_path, root,
+                    lender(entry, section, dataset, dataset_section), space)
+
+
+def classes_of(dataset: Mapping[str, Any]) -> tuple[str, ...]:
+    """The names of the classes of a data set, in their order, from its section; none where labels are on a scale."""
+    part = dataset.get("unaligned") or dataset.get("aligned") or {}
+    if part.get("train_mode") != "classification":
+        return ()
+    return tuple(part.get("label_names") or map(str, range(part["num_classes"])))
+
+
+def lender(model: Model, section: Mapping[str, Any], name: str, dataset: Mapping[str, Any]) -> str | None:
+    """The data set whose settings in ``section`` a model uses on the data set ``name``: itself, a lender, or None.
+
+    Settings for labels on a scale are lent for classes to those of MMSA's own models alone that can emit classes.
+    """
+    own = section.get("datasetParams", {})
+    classes = classes_of(dataset)
+    if classes and model.plugin is None and model.name not in CLASSIFIES:
+        return None
+    scales = mmsa_datasets() if classes and model.plugin is not None else {}
+    return next((one for one in (name, *_LENDERS.get(name, ())) if one in own and one not in scales), None)
 
 
 def merge(
-    model: str,
+    model: Model,
     dataset: str,
     section: Mapping[str, Any],
     dataset_section: Mapping[str, Any],
@@ -202,12 +237,18 @@ def merge(
     """MMSA's merge of a model's section with a data set's, ``featurePath`` staying relative to a data root.
 
     As in MMSA the aligned file is read where the model wants aligned data and the data set has such a file. A tuning
-    section may have no settings per data set; what it fixes rather than searches is merged too.
+    section may have no settings per data set; what it fixes rather than searches is merged too. On a data set of
+    classes these come last, and MMSA's models look at one step at a time (the shipped one_step) where it has one step.
     """
     common, per_dataset = section.get("commonParams", {}), section.get("datasetParams", {})
-    own = per_dataset.get(dataset, per_dataset.get(STANDS_FOR.get(dataset, dataset)))
+    classes = classes_of(dataset_section)
+    if classes and model.plugin is None and model.name not in CLASSIFIES:
+        raise InputError(f"model {model.name!r} cannot be trained on the classes of data set {dataset!r}: "
+                         f"{why_no_classes(model)}")
+    source = lender(model, section, dataset, dataset_section)
+    own = per_dataset.get(source)
     if own is None and not (tuning and not per_dataset):
-        raise InputError(f"model {model!r} has no settings for data set {dataset!r}; it has: "
+        raise InputError(f"model {model.name!r} has no settings for data set {dataset!r}; it has: "
                          f"{_names(per_dataset)}{why_no_settings(section)}")
     debug = section.get("debugParams", {}) if tuning else {}
     fixed = {key: value for key, value in debug.items() if key not in ("d_paras", *debug["d_paras"])}
@@ -215,7 +256,25 @@ def merge(
     wants_aligned = {**common, **own, **(given or {})}.get("need_data_aligned")
     kind = "aligned" if wants_aligned and "aligned" in dataset_section else "unaligned"
     shared = dataset_section.get(kind) or dataset_section["aligned"]
-    return copy.deepcopy({"model_name": model, "dataset_name": dataset, **shared, **common, **own})
+    settings = {"model_name": model.name, "dataset_name": dataset, **shared, **common, **own}
+    if classes:
+        settings.update({key: shared[key] for key in ("train_mode", "num_classes", "protocol") if key in shared},
+                        label_names=list(classes))
+        if model.plugin is None and max(shared.get("seq_lens") or [2]) == 1:  # MMSA's settings are for sequences
+            one_step = read_config("one_step").get(model.name, {})
+            settings.update({key: value for key, value in one_step.items() if key in settings})
+    return copy.deepcopy(settings)
+
+
+def _left_unsaid(
+    model: Model, dataset: str, dataset_section: Mapping[str, Any], given: Mapping[str, Any]
+) -> dict[str, Any]:
+    """Settings for training that MMSA's section for tuning forgets: without their weight_decay, mfn and mfm crash."""
+    if lender(model, model.section, dataset, dataset_section) is None:
+        return {}
+    searched = model.tuning.get("debugParams", {}).get("d_paras", [])
+    own = merge(model, dataset, model.section, dataset_section, given)
+    return {key: value for key, value in own.items() if key not in searched}
 
 
 def tuning_space(section: Mapping[str, Any], given: Mapping[str, Any]) -> dict[str, Any]:
@@ -326,6 +385,20 @@ def _check_overrides(model: Model, settings: Mapping[str, Any], given: Mapping[s
         if key in settings and _kind(value) != _kind(settings[key]) and settings[key] is not None:
             raise InputError(f"setting {key}={json.dumps(value)}: expected {_kind(settings[key])} "
                              f"such as {json.dumps(settings[key])}")
+
+
+def _check_protocol(settings: Mapping[str, Any], given: Mapping[str, Any], tuning: bool) -> None:
+    """Refuse a protocol where there is none to choose, one that is unknown, and a search on the test split."""
+    if "protocol" not in given:
+        return
+    if "protocol" not in settings:
+        raise InputError(f"unknown setting 'protocol' for data set {settings['dataset_name']!r}: its splits are those "
+                         "of the file; IEMOCAP has a choice (-d iemocap, -d iemocap4)")
+    if given["protocol"] not in PROTOCOLS:
+        raise InputError(f"setting protocol={given['protocol']!r}: expected one of {', '.join(PROTOCOLS)}")
+    if tuning and given["protocol"] == PAPER_COUNT:
+        raise InputError(f"a search with protocol={PAPER_COUNT} would score every trial on the test split; leave the "
+                         "protocol out")
 
 
 def _check_values(model: Model, settings: Mapping[str, Any]) -> None:

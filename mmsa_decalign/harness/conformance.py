@@ -116,7 +116,7 @@ def _job(model: str, dataset: str, pretrained: str | None, folder: Path) -> tupl
     family = metrics_family(dataset)
     unimodal = family == "sims" or dataset == "synthetic" or has_unimodal_weights(settings)
     write = partial(write_tiny_file, settings=settings, samples=SAMPLES, limit=1.0 if family == "sims" else 3.0,
-                    unimodal=unimodal)
+                    unimodal=unimodal, classes=settings.get("label_names", ()))
     job = prepare(model, dataset, feature_file=write(folder / "tiny.pkl"), pretrained=pretrained, device="cpu",
                   verbose=0, **{f"{name}_dir": folder / name for name in ("model_save", "res_save", "log")})
     return write, job

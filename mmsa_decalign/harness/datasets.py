@@ -20,8 +20,9 @@ from torch.utils.data import DataLoader, Dataset, Sampler
 from ..data.published import FILES
 from ..data.reading import read_features
 from ..data.schema import Features, Split
-from ..data.synthetic import ensure_synthetic
+from ..data.synthetic import LAYOUTS, ensure_synthetic
 from ..errors import InputError
+from .classification import with_labels
 from .config import STANDS_FOR, mmsa_datasets
 from .encoders import encoder_width
 from .fits import check_fit
@@ -76,6 +77,7 @@ def make_splits(args: Mapping[str, Any], features: Features) -> dict[str, SplitD
 
     Raises InputError where the settings ask for something that the file does not have.
     """
+    features = with_labels(args, features)
     check_fit(args, features)
     return {name: SplitDataset(features.splits[name], args, features.path) for name in ("train", "valid", "test")}
 
@@ -191,6 +193,9 @@ def _as_is(batch: Any) -> Any:
 
 
 def _remedy(dataset: str) -> str:
+    if dataset.startswith("iemocap") and dataset in LAYOUTS:
+        return ("give one with --feature-file PATH, make one of a raw release with mmsa data convert, or write a "
+                f"stand-in: mmsa data synth {dataset}.pkl --layout {dataset}")
     layout = metrics_family(dataset)
     fetch = f"get it with mmsa data fetch {dataset}, " if any(file.dataset == dataset for file in FILES) else ""
     return (f"give one with --feature-file PATH, {fetch}or write a stand-in: "

@@ -33,4 +33,5 @@ plugin = ModelPlugin(
     config=resources.files("mmsa_decalign.configs") / "decalign.json",
     summary="hierarchical alignment of decoupled features by prototypes and optimal transport (arXiv 2503.11892)",
     check=Settings.from_args,
+    presence=True,
 )

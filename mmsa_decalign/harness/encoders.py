@@ -31,6 +31,8 @@ _TOKENIZERS = {
     "bert": (("tokenizer.json",), ("vocab.txt",)),
     "roberta": (("tokenizer.json",), ("vocab.json", "merges.txt")),
 }
+_ANY_TOKENIZER = (("tokenizer.json",), ("vocab.txt",), ("vocab.json", "merges.txt"), ("sentencepiece.bpe.model",),
+                  ("spiece.model",), ("spm.model",))
 _REMEDY = "give a folder with config.json, model.safetensors and vocab.txt or tokenizer.json: --pretrained DIR"
 
 
@@ -55,8 +57,8 @@ def encoder_width(pretrained: str | None) -> int:
     return int((config or {}).get("hidden_size", BERT_WIDTH))
 
 
-def check_encoder(pretrained: str, baseline: Mapping[str, Any] | None = None) -> None:
-    """Refuse a text encoder that is not there, has no configuration or weights, or is no BERT.
+def check_encoder(pretrained: str, baseline: Mapping[str, Any] | None = None, *, bert: bool = True) -> None:
+    """Refuse a text encoder that is not there, has no configuration or weights, or, if `bert`, is no BERT.
 
     baseline: settings of one of MMSA's models, which also want the tokenizer and the architecture they name.
     """
@@ -66,7 +68,7 @@ def check_encoder(pretrained: str, baseline: Mapping[str, Any] | None = None) ->
     if not any((folder / name).is_file() for name in _WEIGHTS):
         raise InputError(f"--pretrained {pretrained}: the folder has no weights; expected one of {', '.join(_WEIGHTS)}")
     config = _read(folder, pretrained)
-    if "type_vocab_size" not in config:
+    if bert and "type_vocab_size" not in config:
         raise InputError(f"--pretrained {pretrained}: its config.json is not that of a BERT architecture")
     if baseline is not None:
         fixed = baseline.get("model_name") in BERT_ONLY
@@ -86,18 +88,38 @@ def check_kind(pretrained: str, config: Mapping[str, Any], wanted: str, *, fixed
 
 def check_tokenizer(folder: Path, kind: str) -> None:
     """Refuse a folder without a vocabulary, for which transformers makes up a tokenizer of five words."""
-    if not any(all((folder / name).is_file() for name in names) for names in _TOKENIZERS[kind]):
-        expected = " or ".join(" with ".join(names) for names in reversed(_TOKENIZERS[kind]))
+    if not tokenizer_files(folder, kind):
+        known = _TOKENIZERS.get(kind, _ANY_TOKENIZER[:2])
+        expected = " or ".join(" with ".join(names) for names in reversed(known))
         raise InputError(f"text encoder {folder} has no tokenizer: expected {expected} there.\n"
                          "Copy it from where the encoder came from, or save it with tokenizer.save_pretrained(DIR)")
+
+
+def tokenizer_files(folder: Path, kind: str) -> list[Path]:
+    """The files of a folder that hold its vocabulary; none where it has no tokenizer."""
+    for names in _TOKENIZERS.get(kind, _ANY_TOKENIZER):
+        if all((folder / name).is_file() for name in names):
+            return [folder / name for name in names]
+    return []
+
+
+def weight_files(folder: Path) -> list[Path]:
+    """The files of a folder that its weights are loaded from, in the order in which transformers looks for them."""
+    for name in _WEIGHTS:
+        if (folder / name).is_file():
+            if not name.endswith(".index.json"):
+                return [folder / name]
+            parts = json.loads((folder / name).read_text(encoding="utf-8"))["weight_map"].values()
+            return [folder / part for part in sorted(set(parts))]
+    return []
 
 
 def load_tokenizer(folder: Path) -> Any:
     """The tokenizer that lies in the folder; raises InputError where transformers would make one up."""
     from transformers import AutoTokenizer
 
-    check_tokenizer(folder, _read(folder, str(folder))["model_type"])
-    tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True)
+    check_tokenizer(folder, _read(folder, str(folder)).get("model_type", ""))
+    tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
     special = len(tokenizer.all_special_tokens)
     if len(tokenizer) <= special:
         raise InputError(f"text encoder {folder}: its tokenizer knows {special} special tokens and no word; "

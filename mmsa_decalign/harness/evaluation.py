@@ -36,9 +36,12 @@ def whole_splits(trainer: Any) -> Iterator[None]:
         import torch
 
         batches = [_one_batch(trainer, original, model, batch, mode) for batch in dataloader]
-        predictions, labels = (torch.cat([batch[part].reshape(-1) for batch in batches]) for part in (1, 2))
+        labels = torch.cat([batch[2].reshape(-1) for batch in batches])
+        # one number a sample, or a row of scores where there are classes
+        predictions = torch.cat([batch[1].reshape(batch[2].numel(), -1) for batch in batches]).squeeze(-1)
         results = dict(metrics(predictions, labels))
-        if lost := int((~torch.isfinite(predictions)).sum()):  # MMSA counts them as negative: an accuracy of nothing
+        finite = torch.isfinite(predictions.reshape(len(labels), -1)).all(dim=1)
+        if lost := int((~finite).sum()):  # MMSA counts them as negative: an accuracy of nothing
             text = f"{lost} of {len(predictions)} predictions are not finite numbers"
             if mode == "TEST":
                 raise RunError(f"{text} on the test split; try a lower learning_rate")

@@ -51,6 +51,12 @@ def check_fit(settings: Mapping[str, Any], features: Features) -> None:
 def _check_choice(settings: Mapping[str, Any], features: Features) -> None:
     """Refuse a ``KeyEval`` that has no number on the validation split whatever is predicted: no epoch is the best."""
     metric, labels = settings.get("KeyEval", "Loss"), features.splits["valid"].labels
+    if settings.get("train_mode") == "classification":
+        absent = [name for number, name in enumerate(settings["label_names"]) if not (labels == number).any()]
+        if str(metric).removeprefix("F1_") in absent:
+            raise InputError(f"{features.path}: split 'valid' has no sample of class {metric[3:]!r}, so that KeyEval="
+                             f"{metric} has no value; use --set KeyEval=Weighted_F1")
+        return
     neutral, equal = not labels.any(), bool((labels == labels[0]).all())
     if (metric == "Corr" and equal) or (str(metric).startswith("Non0") and neutral):
         reason = "only neutral labels (0)" if neutral else "no two labels that differ"

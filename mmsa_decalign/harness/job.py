@@ -8,15 +8,18 @@ from __future__ import annotations
 
 import tempfile
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from ..errors import InputError, nearest
 from . import machine
+from .absence import Absence, check_rates, parse_rates
+from .classification import selects_on_test
 from .config import Resolved, resolve
 from .datasets import locate
 from .encoders import check_encoder
+from .event_files import check_tensorboard
 from .mended import mendable
 from .metrics import metric_rules
 from .needs import check_combination
@@ -40,6 +43,8 @@ class Job:
     verbose: int = 1
     command: str | None = None
     mended: bool = False
+    absence: Absence = field(default_factory=Absence)
+    tensorboard: Path | None = None
 
     @property
     def model(self) -> str:
@@ -47,8 +52,17 @@ class Job:
 
     @property
     def label(self) -> str:
-        """The model as tables name it: a repaired one is never taken for the one that MMSA ships."""
-        return f"{self.model} (mended)" if self.mended else self.model
+        """The model as tables name it: a repaired one is never taken for the one that MMSA ships, nor one that was
+        selected on the test split, or short of modalities, for one that was not."""
+        marks = [mark for mark, wanted in (
+            ("mended", self.mended), ("selected on test", selects_on_test(self.resolved.settings))) if wanted]
+        marks += [self.absence.label()] if self.absence else []
+        return f"{self.model} ({', '.join(marks)})" if marks else self.model
+
+    @property
+    def told(self) -> bool:
+        """Whether the model is told which modalities a sample has; otherwise an absent one is zeros to it."""
+        return self.resolved.model.plugin is not None and self.resolved.model.plugin.presence
 
     @property
     def dataset(self) -> str:
@@ -76,18 +90,26 @@ def prepare(
     command: str | None = None,
     tuning: bool = False,
     mended: bool = False,
+    missing: str | None = None,
+    missing_train: str | None = None,
+    tensorboard: str | Path | None = None,
 ) -> Job:
     """Resolve settings, find the feature file and pick the device. Raises InputError.
 
-    mended: repair the faults inside one of MMSA's own models. Nothing is written but the synthetic data set, on its
-    first use.
+    mended: repair the faults inside one of MMSA's own models. missing, missing_train: rates such as
+    "vision=1.0,audio=0.3" at which modalities are absent from the test split, and from training and validation.
+    tensorboard: folder for the event files of each training.
+    Nothing is written but the synthetic data set, on its first use.
     """
+    if tensorboard is not None:
+        check_tensorboard()
     given = dict(overrides or {})
     if pretrained is not None:
         given.update(pretrained=pretrained, use_bert=True)
     resolved = resolve(model, dataset, config=config, overrides=given, tuning=tuning)
     settings = resolved.settings
     check_combination(resolved.model, resolved.dataset, settings)
+    absence = _absence(missing, missing_train, settings, tuning)
     if mended and not mendable(resolved.model):
         raise InputError(f"--mended: there is no fault in model {resolved.model.name!r} that it repairs; leave it out, "
                          "or choose a model that `mmsa list` marks")
@@ -115,7 +137,20 @@ def prepare(
         verbose=verbose,
         command=command,
         mended=mended,
+        absence=absence,
+        tensorboard=None if tensorboard is None else Path(tensorboard).expanduser(),
     )
+
+
+def _absence(missing: str | None, missing_train: str | None, settings: Mapping[str, Any], tuning: bool) -> Absence:
+    rates = []
+    for text, option in ((missing, "--missing"), (missing_train, "--missing-train")):
+        rates.append({} if text is None else parse_rates(text, option))
+        check_rates(rates[-1], settings, option)
+    if tuning and any(rates):
+        raise InputError("--missing and --missing-train: a search ranks settings on complete samples; leave them out "
+                         "with -t")
+    return Absence(*rates)
 
 
 def check_folders(job: Job) -> None:

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from .config import STANDS_FOR
+from .classification import class_rules
+from .config import STANDS_FOR, catalogue, classes_of
 
 _MOSI = {
     "Has0_acc_2": "accuracy of negative against non-negative; a label or prediction of 0 counts as non-negative",
@@ -37,6 +38,8 @@ def why_no_number(metric: str) -> str:
     """Why MMSA gives no number for a metric: the one case in which each of them has none."""
     if metric.startswith("Non0"):
         return "no label but 0"
+    if metric.startswith("F1_") and metric != "F1_score":
+        return "the split has no sample of the class, and it is never predicted"
     if metric == "Corr":
         return "all predictions or all labels are equal"
     return "not a number"
@@ -44,5 +47,7 @@ def why_no_number(metric: str) -> str:
 
 def metric_rules(dataset: str) -> dict[str, str]:
     """Metric name -> rule, for the metrics that MMSA reports on this data set, and the loss."""
+    if classes := classes_of(catalogue().datasets.get(dataset, {})):
+        return {**class_rules(classes), **_LOSS}
     family = _SIMS if STANDS_FOR.get(dataset, dataset).startswith("sims") else _MOSI
     return {**family, **_LOSS}

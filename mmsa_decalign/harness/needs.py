@@ -19,6 +19,15 @@ if TYPE_CHECKING:
 CONVOLVES = ("mult", "tetfn")
 # Models of MMSA's GitHub head that read an encoder with pytorch_transformers, which knows no other file of weights.
 _OLD_WEIGHTS = {"cenet": "pytorch_model.bin"}
+# MMSA's models whose output and trainer work with classes, tried one by one; why the others do not.
+CLASSIFIES = ("tfn", "lmf", "mfn", "ef_lstm", "lf_dnn", "graph_mfn", "mult", "misa", "mfm")
+_NO_CLASSES = {
+    "bert_mag": "its head has one output whatever the number of classes",
+    "tfr_net": "its head has one output whatever the number of classes",
+    "mctn": "its head has one output and its loss is a difference",
+    "self_mm": "its trainer refuses anything but regression",
+    "mmim": "its estimate of entropy goes by the sign of the label",
+}
 # MMSA's models that take one step of audio and vision, which need_normalized makes by averaging.
 AVERAGED = ("tfn", "lmf", "lf_dnn", "mtfn", "mlmf", "mlf_dnn")
 _KERNELS = ("conv1d_kernel_size_l", "conv1d_kernel_size_a", "conv1d_kernel_size_v")
@@ -73,6 +82,15 @@ def why_no_settings(section: Mapping[str, Any]) -> str:
     """End of the message that a model has no settings for a data set: the reason, if there is one."""
     return "; it learns a label of each modality too, which only SIMS has" if has_unimodal_weights(
         model_settings(section)) else ""
+
+
+def why_no_classes(model: Model) -> str | None:
+    """Why one of MMSA's models is not trained on classes; None for one that is, and for a plugin."""
+    if model.plugin is not None or model.name in CLASSIFIES:
+        return None
+    if has_unimodal_weights(model_settings(model.section)):
+        return "it learns a label of each modality too, and there are none"
+    return _NO_CLASSES.get(model.name, "it was not tried with classes")
 
 
 def check_combination(model: Model, dataset: str, settings: Mapping[str, Any]) -> None:

@@ -31,6 +31,8 @@ class ModelPlugin:
     check: args -> anything; raises InputError for settings that cannot work. With it, the plugin decides which keys
         it knows; without it, only keys of its config are accepted. A dataclass that it returns is taken for the full
         settings, defaults included, and goes into the record.
+    presence: whether the trainer reads "text_present", "audio_present" and "vision_present", (N,) bool, from a batch
+        and the model leaves out what is absent. Without it an absent modality is zeros to the model.
     """
 
     name: str
@@ -40,6 +42,7 @@ class ModelPlugin:
     summary: str
     needs: tuple[str, ...] = ()
     check: Callable[[Mapping[str, Any]], object] | None = None
+    presence: bool = False
 
     def read_config(self) -> dict[str, Any]:
         """The parsed config file; raises ValueError if it lacks this model's section."""

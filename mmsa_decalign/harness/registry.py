@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from .compat import Undo, apply_patches, replace
-from .config import Catalogue, catalogue, choose, find_dataset, find_model, merge, mmsa_config
+from .config import Catalogue, catalogue, choose, classes_of, find_dataset, find_model, merge, mmsa_config
 from .plugins import GROUP, Found, ModelPlugin, discover
 
 __all__ = ["GROUP", "Found", "ModelPlugin", "active", "discover", "register", "unregister"]
@@ -101,7 +101,7 @@ def _plugin_settings(
 
     model, dataset = find_model(known, model_name), find_dataset(known, dataset_name)
     section = model.tuning if kind == "tune" else model.section
-    settings = merge(model.name, dataset, section, known.datasets[dataset], tuning=kind == "tune")
+    settings = merge(model, dataset, section, known.datasets[dataset], tuning=kind == "tune")
     if kind == "tune":
         debug = section.get("debugParams", {})
         settings["d_paras"] = list(debug.get("d_paras", []))
@@ -140,8 +140,10 @@ def _model_builder(original: Callable[..., Any], found: Mapping[str, ModelPlugin
 def _trainer_table(original: type, found: Mapping[str, ModelPlugin]) -> type:
     class Trainers(original):  # type: ignore[misc, valid-type]
         def getTrain(self, args: Any) -> Any:
+            from .classification import taught_classes
+
             plugin = found.get(args["model_name"])
-            return super().getTrain(args) if plugin is None else plugin.trainer(args)
+            return taught_classes(super().getTrain(args), args) if plugin is None else plugin.trainer(args)
 
     return Trainers
 
@@ -154,6 +156,8 @@ def _loader(original: Callable[..., Any], found: Mapping[str, ModelPlugin]) -> C
 
         if args["model_name"] not in found and metrics_family(args["dataset_name"]) == args["dataset_name"]:
             return original(args, num_workers)
+        if _classes(args["dataset_name"]):  # MMSA_run has just written regression there
+            args["train_mode"] = "classification"
         path = args.get("custom_feature") or args["featurePath"]
         if not Path(path).is_file() and not args.get("custom_feature"):
             relative = str(path).removeprefix(_mmsa_data_root()).lstrip("/\\")
@@ -168,11 +172,18 @@ def _loader(original: Callable[..., Any], found: Mapping[str, ModelPlugin]) -> C
 
 def _metrics(original: Callable[..., Any]) -> Callable[..., Any]:
     def getMetics(self: Any, datasetName: str) -> Any:
+        from .classification import class_metrics
         from .datasets import metrics_family
 
+        if classes := _classes(datasetName.lower()):
+            return class_metrics(classes)
         return original(self, metrics_family(datasetName.lower()))
 
     return getMetics
+
+
+def _classes(dataset: str) -> tuple[str, ...]:
+    return classes_of(catalogue().datasets.get(dataset, {}))
 
 
 def _extend(names: list[str], more: list[str]) -> Undo:

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import json
-import shlex
 from collections.abc import Mapping, Sequence
 from string import ascii_lowercase
 from typing import Any
@@ -12,10 +10,12 @@ from rich.console import Console
 from rich.measure import Measurement
 from rich.table import Table
 
-from .config import STANDS_FOR, Catalogue
+from .config import STANDS_FOR, Catalogue, classes_of
 from .faults import faults_of
 from .metrics import LOWER_IS_BETTER, metric_rules, why_no_number
-from .needs import needs
+from .needs import needs, why_no_classes
+
+_EXPLAINED = ("Has0_acc_2", "Non0_acc_2", "Mult_acc_2", "WA", "UA", "Weighted_F1")  # under the table
 
 
 def run_document(outcome: Any) -> dict[str, Any]:
@@ -26,6 +26,8 @@ def run_document(outcome: Any) -> dict[str, Any]:
         "model": job.model,
         "dataset": job.dataset,
         "mended": job.mended,
+        "missing": outcome.records[0]["missing"],
+        "classification": outcome.records[0]["classification"],
         "flags": outcome.records[0]["flags"],
         "seeds": list(job.seeds),
         "summary": outcome.summary,
@@ -48,38 +50,78 @@ def print_outcome(outcome: Any, console: Console) -> None:
 def _results(outcome: Any, shown: Sequence[Mapping[str, Any]]) -> Table:
     """Mean and spread of every metric, and a column for each record in ``shown``."""
     job, several = outcome.job, len(outcome.records) > 1
+    classes = outcome.records[0]["classification"]
     table = Table(title=f"{job.label} on {job.dataset}, test split", title_justify="left")
     table.add_column("metric", no_wrap=True)
-    for name in ["mean", *(["std"] if several else []), *(f"seed\n{record['seed']}" for record in shown)]:
+    beside = [f"always\n{classes['majority']['class']}"] if classes else []
+    for name in ["mean", *(["std"] if several else []), *beside, *(f"seed\n{record['seed']}" for record in shown)]:
         table.add_column(name, justify="right", no_wrap=True)
     for name, item in outcome.summary.items():
+        always = classes["majority"]["test"].get(name) if classes else None
+        cell = ["-" if name == "Loss" else _number(always)] if classes else []
         figures = [item["mean"], *([item["std"]] if several else []), *(record["test"][name] for record in shown)]
-        table.add_row(name, *map(_number, figures))
+        cells = list(map(_number, figures))
+        at = 2 if several else 1
+        table.add_row(name, *cells[:at], *cell, *cells[at:])
     return table
 
 
 def _caption(outcome: Any) -> str:
     job, records = outcome.job, outcome.records
     rules = metric_rules(job.dataset)
-    lines = [f"{name}: {rules[name]}" for name in ("Has0_acc_2", "Non0_acc_2", "Mult_acc_2") if name in rules]
+    lines = [f"{name}: {rules[name]}" for name in _EXPLAINED if name in rules]
+    lines += _classes(records[0], job.resolved.settings_of)
     lines.append(f"lower is better: {', '.join(name for name in outcome.summary if name in LOWER_IS_BETTER)}")
     selection = records[0]["selection"]
     best = "lowest" if selection["mode"] == "min" else "highest"
     epochs = ", ".join(str(record["selection"]["epoch"]) for record in records)
-    lines.append(f"checkpoint: {best} validation {selection['metric']} (epoch {epochs}); test split read once")
+    if selection["split"] == "test":
+        lines.append(f"SELECTED ON TEST: the checkpoint has the {best} {selection['metric']} of the test split (epoch "
+                     f"{epochs}), so that these figures are too good; protocol paper_count, trained on train and valid")
+    else:
+        lines.append(f"checkpoint: {best} validation {selection['metric']} (epoch {epochs}); test split read once")
     seeds = f"{len(records)} seeds; std: population standard deviation" if len(records) > 1 else "1 seed"
     samples = records[0]["features"]["samples"]
     lines.append(f"{seeds}; train/valid/test {samples['train']}/{samples['valid']}/{samples['test']}")
     row = f"row added to {outcome.csv}" if outcome.csv else "no row added to MMSA's table, see above"
     lines.append(f"records: {job.res_save_dir / 'runs'}; {row}")
+    lines += _missing(records)
     for name in outcome.summary:
         empty = [str(record["seed"]) for record in records if record["test"][name] is None]
         if empty:
             lines.append(f"{name}: none for seed {', '.join(empty)}, since {why_no_number(name)} there")
-    return "\n".join([*lines, *_faults(job.model, records[0]["flags"])])
+    return "\n".join([*lines, *fault_lines(job.model, records[0]["flags"])])
 
 
-def _faults(model: str, found: Sequence[Mapping[str, Any]]) -> list[str]:
+def _classes(record: Mapping[str, Any], settings_of: str | None) -> list[str]:
+    """Which labels there are, what the column beside the model's is, and whose settings these are."""
+    classes = record["classification"]
+    if classes is None:
+        return []
+    labels, majority = classes["labels"], classes["majority"]["class"]
+    lines = [f"label set ({len(labels)} classes): {', '.join(labels)}",
+             f"always {majority}: what saying {majority!r} of every sample gets, the commonest class of train"]
+    if settings_of not in (None, record["dataset"]):
+        lines.append(f"settings: those for {settings_of} with the classes of {record['dataset']}, since none are "
+                     f"published for {record['model']} on it")
+    return lines
+
+
+def _missing(records: Sequence[Mapping[str, Any]]) -> list[str]:
+    """How many samples lacked a modality, seed by seed, and what the model was shown instead."""
+    about = records[0]["missing"]
+    if about is None:
+        return []
+    lines = [f"an absent modality is {about['how']}"]
+    for split in about["absent"]:
+        counts = {m: [record["missing"]["absent"][split][m] for record in records] for m in about["absent"][split]}
+        shown = ", ".join(f"{m} {' '.join(map(str, values))}" for m, values in counts.items() if any(values))
+        samples = records[0]["features"]["samples"][split]
+        lines.append(f"absent of {samples} {split} samples, by seed: {shown or 'none'}")
+    return lines
+
+
+def fault_lines(model: str, found: Sequence[Mapping[str, Any]]) -> list[str]:
     """A line for each fault of MMSA's model that has an effect on this result, or that was repaired for it."""
     lines = []
     for flag in found:
@@ -91,40 +133,20 @@ def _faults(model: str, found: Sequence[Mapping[str, Any]]) -> list[str]:
     return lines
 
 
-def print_search(search: Any, console: Console) -> None:
-    """The best trials of a search with the figures they were ranked by, and the options that repeat the first."""
-    job = search.job
-    best = "lowest" if search.mode == "min" else "highest"
-    table = Table(title=f"{job.label} on {job.dataset}: best trials, validation split", title_justify="left")
-    for name in (search.metric, "settings"):
-        table.add_column(name, overflow="fold")
-    for trial in search.trials[:5]:
-        table.add_row(_number(trial["valid"].get(search.metric)), json.dumps(trial["settings"]))
-    console.print(table)
-    lines = [f"ranked by the {best} validation {search.metric}, seed {job.seeds[0]}; unlike in MMSA the test split was "
-             "not read", f"all trials: {search.csv}"]
-    if search.trials and search.trials[0]["valid"]:
-        chosen = (f"--set {key}={json.dumps(value, separators=(',', ':'))}"
-                  for key, value in search.trials[0]["settings"].items())
-        call = f"mmsa -m {job.model} -d {job.dataset} " + ("--mended " if job.mended else "")
-        lines.append(f"use it: {call}" + " ".join(map(_quoted, chosen)))
-    lines += _faults(job.model, search.flags)
-    console.print("\n".join(lines), markup=False, highlight=False, soft_wrap=not console.is_terminal)
-
-
 def catalogue_document(known: Catalogue) -> dict[str, Any]:
     """What ``mmsa list --json`` prints."""
     return {
         "schema_version": 1,
         "models": [
             {"name": model.name, "source": model.source, "datasets": model.datasets(known.datasets),
-             "needs": needs(model), "faults": [fault.document() for fault in faults_of(model)],
+             "needs": needs(model), "no_classes": why_no_classes(model),
+             "faults": [fault.document() for fault in faults_of(model)],
              "summary": model.plugin.summary if model.plugin else None, "error": model.error}
             for model in known.models.values()
         ],
         "datasets": [
             {"name": name, "source": known.dataset_sources[name], "files": dataset_files(section),
-             "settings_of": STANDS_FOR.get(name, name)}
+             "settings_of": STANDS_FOR.get(name, name), "classes": list(classes_of(section))}
             for name, section in known.datasets.items()
         ],
     }
@@ -155,12 +177,17 @@ def print_catalogue(known: Catalogue, console: Console) -> None:
         for mark, fault in legend:
             lines.append(f"  {mark}  {fault['fault']}" + ("" if fault["mendable"] else " (not repaired)"))
         console.print("\n".join(lines), markup=False, highlight=False, soft_wrap=not console.is_terminal)
+    refusing = [f"  {model['name']}: {model['no_classes']}" for model in document["models"] if model["no_classes"]]
+    sets = [dataset["name"] for dataset in document["datasets"] if dataset["classes"]]
+    if refusing and sets:
+        console.print("\n".join([f"not for data sets of classes ({', '.join(sets)}):", *refusing]), markup=False,
+                      highlight=False, soft_wrap=not console.is_terminal)
     datasets = Table(title="data sets (-d)", title_justify="left")
-    for column in ("name", "from", "feature file below the data root"):
+    for column in ("name", "from", "feature file below the data root", "labels"):
         datasets.add_column(column, overflow="fold")
     for dataset in document["datasets"]:
         files = "; ".join(f"{kind}: {path}" for kind, path in dataset["files"].items())
-        datasets.add_row(dataset["name"], dataset["source"], files)
+        datasets.add_row(dataset["name"], dataset["source"], files, ", ".join(dataset["classes"]) or "a scale")
     console.print(datasets)
 
 
@@ -171,8 +198,3 @@ def dataset_files(section: Mapping[str, Any]) -> dict[str, str]:
 
 def _number(value: float | None) -> str:
     return "none" if value is None else f"{value:.4f}"
-
-
-def _quoted(option: str) -> str:
-    name, _, value = option.partition(" ")
-    return f"{name} {shlex.quote(value)}"

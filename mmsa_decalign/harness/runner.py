@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from ..errors import RunError
+from .classification import cautions
 from .datasets import load_features, make_splits
 from .interrupts import remembered
 from .job import Job, check_folders, prepare
@@ -58,6 +59,8 @@ def run(job: Job) -> Outcome:
     with session(job) as bars:
         LOGGER.info("%s on %s: seeds %s, %s, features %s", job.model, job.dataset,
                     ", ".join(map(str, job.seeds)), job.device, job.feature_file)
+        for caution in cautions(job.resolved.settings, features, splits):
+            LOGGER.warning("%s", caution)
         warn_of_labels(job.dataset, splits)
         seed = job.seeds[0]
         try:
@@ -85,7 +88,7 @@ def warn_of_labels(dataset: str, splits: Mapping[str, Any]) -> None:
         if "Non0_acc_2" in rules and not bool((labels != 0).any()):
             LOGGER.warning("split %r has only neutral labels (0): Non0_acc_2 and Non0_F1_score have no sample there",
                            name)
-        if "clipped to [-1, 1]" in rules["MAE"] and bool((labels.abs() > 1).any()):
+        if "clipped to [-1, 1]" in rules.get("MAE", "") and bool((labels.abs() > 1).any()):
             LOGGER.warning("split %r has labels up to %.3g: the metrics of %s clip labels and predictions to [-1, 1]",
                            name, float(labels.abs().max()), dataset)
 

@@ -25,14 +25,15 @@ _PAD, _UNKNOWN, _CLS, _SEP = 0, 100, 101, 102
 
 def write_tiny_file(
     path: Path, settings: Mapping[str, Any], samples: Sequence[int], *, limit: float, unimodal: bool,
-    tokens: bool = True,
+    tokens: bool = True, classes: Sequence[str] = (),
 ) -> Path:
     """Write a feature file with the widths of a data set and few, short samples; returns ``path``.
 
     With label y, |y| <= limit, modality m shows x_t = (y / limit) w_m + 0.1 noise at every step before its length, the
     signs w_m being the same in all splits; words and token ids lean with y. All modalities of a sample have one length
     where ``settings["seq_lens"]`` are equal, as in aligned files. samples: rows of train, valid and test. unimodal:
-    with the labels T, A and V, which are y too. tokens: with ``text_bert``.
+    with the labels T, A and V, which are y too. tokens: with ``text_bert``. classes: these in place of the label, taken
+    in turn; then the features show signs w_mk of their class k instead of y w_m.
     """
     steps = [min(own, most) for own, most in zip(settings.get("seq_lens") or STEPS, STEPS, strict=True)]
     if settings.get("seq_lens") and len(set(settings["seq_lens"])) == 1:
@@ -40,6 +41,7 @@ def write_tiny_file(
     widths = settings.get("feature_dims") or WIDTHS
     rng = np.random.default_rng(0)
     signs = [rng.choice([-1.0, 1.0], width) for width in widths]
+    patterns = [rng.choice([-1.0, 1.0], (len(classes), width)) for width in widths]
     data = {}
     for name, rows in zip(SPLITS, samples, strict=True):
         levels = rng.choice(_LEVELS, rows)
@@ -52,11 +54,15 @@ def write_tiny_file(
             "classification_labels": np.sign(labels) + 1,
             "annotations": ["Negative" if label < 0 else "Positive" for label in labels],
         }
-        for modality, most, direction in zip(MODALITIES, steps, signs, strict=True):
+        numbers = np.arange(rows) % max(1, len(classes))
+        if classes:
+            del split["regression_labels"]
+            split |= {"classification_labels": numbers, "annotations": [classes[number] for number in numbers]}
+        for modality, most, direction, pattern in zip(MODALITIES, steps, signs, patterns, strict=True):
             shared = modality == "text" or len(set(steps)) == 1
             lengths = text_lengths if shared else _lengths(rng, rows, most)
             noise = 0.1 * rng.standard_normal((rows, most, len(direction)))
-            x = levels[:, None, None] * direction + noise
+            x = (pattern[numbers][:, None, :] if classes else levels[:, None, None] * direction) + noise
             x[np.arange(most) >= lengths[:, None]] = 0
             split[modality] = x.astype(np.float32)
             if modality != "text":

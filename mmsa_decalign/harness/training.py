@@ -13,22 +13,27 @@ import logging
 import os
 import time
 import uuid
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, MutableMapping
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
 
+from ..data.reading import embedding_of
 from ..data.schema import Features
 from ..errors import InputError, RunError
-from . import machine
+from . import absence, machine
 from .accumulation import last_window
+from .checkpoints import attach, describe
+from .classification import account, selects_on_test
 from .datasets import make_loaders
 from .evaluation import directed, whole_splits
+from .event_files import EventFiles, event_files
 from .faults import flags
 from .job import Job
 from .metrics import direction, metric_rules, why_no_number
 from .records import SCHEMA_VERSION, plain
-from .watch import EnoughEpochs, EpochWatch, SealedLoader, TrainLoader, is_number
+from .samples import Listener, Samples
+from .watch import EnoughEpochs, EpochWatch, GivenUp, SealedLoader, TrainLoader, is_number
 
 MAX_EPOCHS = 500  # where the settings name no max_epochs; MMSA's trainers stop early or never
 LOGGER = logging.getLogger("MMSA")
@@ -48,11 +53,17 @@ def train_and_test(
     settings: Mapping[str, Any] | None = None,
     test_split: str = "test",
     max_epochs: int | None = None,
+    samples: MutableMapping[str, Samples | None] | None = None,
+    more_tests: Mapping[str, Any] | None = None,
+    after_epoch: Callable[[dict[str, Any]], None] | None = None,
 ) -> dict[str, Any]:
     """Train with one seed and evaluate the checkpoint chosen on validation; returns the record.
 
     ``test_split="valid"`` is for tuning: the test split then stays shut and no checkpoint is kept. ``max_epochs``
-    takes the place of the setting, which a plugin may not know.
+    takes the place of the setting, which a plugin may not know. ``samples`` is given what the checkpoint predicts on
+    valid and test: for the latter the very numbers that the metrics were computed from. ``more_tests`` are further
+    splits by name, which the checkpoint is tested on afterwards; their figures are the record's ``more_tests``.
+    ``after_epoch`` is told each epoch's entry (see EpochWatch) and may end it all with GivenUp.
     """
     import MMSA.run
     import torch
@@ -68,20 +79,31 @@ def train_and_test(
     setup_seed(seed)
     args = EasyDict(copy.deepcopy(dict(settings or job.resolved.settings)))
     args.update({
-        "model_save_path": checkpoint, "device": job.device, "train_mode": "regression", "cur_seed": number,
+        "model_save_path": checkpoint, "device": job.device, "cur_seed": number,
+        "train_mode": args.get("train_mode", "regression"),
         "custom_feature": str(job.feature_file), "featurePath": str(job.feature_file),
         **{f"feature_{m[0].upper()}": job.files.get(m) or "" for m in ("text", "audio", "vision")},
     })
     try:
-        loaders: dict[str, Any] = dict(make_loaders(args, splits, seed=seed, num_workers=job.num_workers))
+        splits = absence.hide(splits, job.absence, args, seed)
+        made = make_loaders(args, {**splits, **(more_tests or {})}, seed=seed, num_workers=job.num_workers)
+        further = {name: made.pop(name) for name in more_tests or {}}
+        loaders: dict[str, Any] = dict(made)
         watch = EpochWatch(checkpoint, loaders["valid"], max_epochs or args.get("max_epochs", MAX_EPOCHS))
         model, trainer = _build(MMSA.run, args, job)
+
+        def account_of() -> list[dict[str, Any]]:
+            return getattr(trainer, "history", None) or watch.epochs
+
+        listener = None if samples is None else Listener(trainer)
         metric = args.get("KeyEval", "Loss")
         with ExitStack() as mended:
             end_of_pass = mended.enter_context(_mended(trainer)) if job.resolved.model.plugin is None else _nothing
             loaders["train"] = TrainLoader(loaders["train"], watch.before_pass, show, end_of_pass)
             loaders["test"] = SealedLoader(loaders["test"])
             with ExitStack() as training:
+                events = training.enter_context(event_files(job.tensorboard and job.tensorboard / final.stem))
+                watch.after_epoch = _tell(after_epoch, events, trainer, watch)
                 training.enter_context(watch.watching(trainer))
                 if job.resolved.model.plugin is None:
                     training.enter_context(directed(trainer, metric))
@@ -90,6 +112,9 @@ def train_and_test(
                     trainer.do_train(model, loaders)
                 except EnoughEpochs:
                     LOGGER.info("stopped after %d epochs (max_epochs)", len(watch.epochs))
+                finally:
+                    if events is not None:
+                        events.catch_up(account_of())
             if not checkpoint.exists():
                 raise RunError(f"no checkpoint was written in {len(watch.epochs)} epochs: validation {metric} was "
                                f"never a number that improved; {_remedy(metric)}")
@@ -98,43 +123,59 @@ def train_and_test(
                 model.to(job.device)
                 if test_split == "test":
                     loaders["test"].open()
+                if listener is not None:
+                    listener.forget()
                 results = trainer.do_test(model, loaders[test_split], mode=test_split.upper())
+                if listener is not None:
+                    samples[test_split] = listener.heard(splits[test_split].ids)
+                    if test_split != "valid":
+                        listener.forget()
+                        trainer.do_test(model, loaders["valid"], mode="VAL")
+                        samples["valid"] = listener.heard(splits["valid"].ids)
+                more = {name: trainer.do_test(model, loader, mode="TEST") for name, loader in further.items()}
         for name, value in results.items():
             if is_number(value) and value != value:
                 LOGGER.warning("%s on the %s split is not a number: %s", name, test_split, why_no_number(name))
+        record = plain({
+            "schema_version": SCHEMA_VERSION,
+            "id": identity,
+            "started": started.isoformat(timespec="seconds"),
+            "command": job.command,
+            "model": job.model,
+            "model_source": job.resolved.model.source,
+            "dataset": job.dataset,
+            "seed": seed,
+            "settings": {key: value for key, value in _complete(job, args, splits["train"].seq_lens).items()
+                         if key not in _BOOKKEEPING},
+            "overrides": job.resolved.overrides,
+            "settings_of": job.resolved.settings_of,
+            "classification": account(args, splits, test_split),
+            "mended": job.mended,
+            "missing": absence.describe(job.absence, splits, seed, told=job.told),
+            "flags": flags(job.resolved.model, args, splits["train"].seq_lens, mended=job.mended),
+            "features": _describe(features, splits),
+            "versions": machine.versions(),
+            "device": machine.describe_device(job.device),
+            "git_commit": machine.git_commit(Path(__file__).parent),
+            "working_directory_commit": machine.git_commit(Path.cwd()),
+            "parameters": count_parameters(model),
+            "epochs": account_of(),
+            "selection": _selection(trainer, watch, args),
+            test_split: {name: value for name, value in results.items() if is_number(value)},
+            **({"more_tests": {split: {name: value for name, value in figures.items() if is_number(value)}
+                               for split, figures in more.items()}} if more else {}),
+            "metric_rules": {name: rule for name, rule in metric_rules(job.dataset).items() if name in results},
+            "checkpoint": str(final) if test_split == "test" else None,
+            "peak_memory_mib": machine.peak_memory(job.device),
+            "wall_seconds": round(time.perf_counter() - clock, 3),
+        })
         if test_split == "test":
+            attach(checkpoint, describe(record, train_mode=args.train_mode, steps=_steps(args, features)))
             os.utime(checkpoint)  # its time stamp was in use, see EpochWatch
             os.replace(checkpoint, final)
+        return record
     finally:
         checkpoint.unlink(missing_ok=True)
-    return plain({
-        "schema_version": SCHEMA_VERSION,
-        "id": identity,
-        "started": started.isoformat(timespec="seconds"),
-        "command": job.command,
-        "model": job.model,
-        "model_source": job.resolved.model.source,
-        "dataset": job.dataset,
-        "seed": seed,
-        "settings": {key: value for key, value in _complete(job, args, splits["train"].seq_lens).items()
-                     if key not in _BOOKKEEPING},
-        "overrides": job.resolved.overrides,
-        "mended": job.mended,
-        "flags": flags(job.resolved.model, args, splits["train"].seq_lens, mended=job.mended),
-        "features": _describe(features, splits),
-        "versions": machine.versions(),
-        "device": machine.describe_device(job.device),
-        "git_commit": machine.git_commit(Path(__file__).parent),
-        "working_directory_commit": machine.git_commit(Path.cwd()),
-        "parameters": count_parameters(model),
-        "epochs": getattr(trainer, "history", None) or watch.epochs,
-        "selection": _selection(trainer, watch, args),
-        test_split: {name: value for name, value in results.items() if is_number(value)},
-        "metric_rules": {name: rule for name, rule in metric_rules(job.dataset).items() if name in results},
-        "checkpoint": str(final) if test_split == "test" else None,
-        "peak_memory_mib": machine.peak_memory(job.device),
-        "wall_seconds": round(time.perf_counter() - clock, 3),
-    })
 
 
 def _complete(job: Job, args: Mapping[str, Any], seq_lens: Any) -> dict[str, Any]:
@@ -152,6 +193,20 @@ def _mended(trainer: Any) -> Iterator[Callable[[], None]]:
     """One of MMSA's own trainers without its silent faults; yields what is to be called after each training pass."""
     with whole_splits(trainer), last_window(trainer) as end_of_pass:
         yield end_of_pass
+
+
+def _tell(
+    listener: Callable[[dict[str, Any]], None] | None, events: EventFiles | None, trainer: Any, watch: EpochWatch
+) -> Callable[[dict[str, Any]], None]:
+    """What is called after each epoch. A trainer that keeps its own account adds the epoch only after validation."""
+
+    def tell(entry: dict[str, Any]) -> None:
+        if events is not None:
+            events.catch_up(getattr(trainer, "history", watch.epochs))
+        if listener is not None:
+            listener(entry)
+
+    return tell
 
 
 def _nothing() -> None:
@@ -173,7 +228,7 @@ def _failures_named() -> Iterator[None]:
     """Whatever a model or trainer raises becomes a RunError; the user's own mistakes and Ctrl-C pass."""
     try:
         yield
-    except (InputError, RunError, EnoughEpochs):
+    except (InputError, RunError, EnoughEpochs, GivenUp):
         raise
     except Exception as error:
         raise RunError(f"{type(error).__name__}: {str(error).strip() or 'no message'}") from error
@@ -185,7 +240,16 @@ def _selection(trainer: Any, watch: EpochWatch, args: Mapping[str, Any]) -> dict
     chosen = getattr(trainer, "best_epoch", None) or watch.best_epoch()
     values = {entry["epoch"]: entry["valid"].get(metric) for entry in watch.epochs}
     rule = {"metric": metric, "mode": direction(metric), "split": "valid", "value": values.get(chosen)}
-    return {"epoch": chosen, **(getattr(trainer, "selection", None) or rule)}
+    where = {"split": "test"} if selects_on_test(args) else {}
+    return {"epoch": chosen, **(getattr(trainer, "selection", None) or rule), **where}
+
+
+def _steps(args: Mapping[str, Any], features: Features) -> list[int]:
+    """Steps of text, audio and vision in the training split of the file, before averages are taken."""
+    train = features.splits["train"]
+    tokens = args.get("use_bert") and train.text_bert is not None
+    text = train.text_bert.shape[2] if tokens else train.text.shape[1]
+    return [text, train.audio.shape[1], train.vision.shape[1]]
 
 
 def _describe(features: Features, splits: Mapping[str, Any]) -> dict[str, Any]:
@@ -193,6 +257,7 @@ def _describe(features: Features, splits: Mapping[str, Any]) -> dict[str, Any]:
         "path": str(features.path.absolute()),
         "sha256": features.sha256,
         "replaced": dict(features.overrides),
+        "embedded": embedding_of(features.path),
         "samples": {name: len(split) for name, split in splits.items()},
         "feature_dims": features.feature_dims,
         "seq_lens": features.seq_lens,

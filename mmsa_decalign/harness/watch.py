@@ -27,6 +27,10 @@ class EnoughEpochs(Exception):
     """Raised at the start of a pass beyond the last epoch wanted; MMSA's trainers have no such limit."""
 
 
+class GivenUp(Exception):
+    """Raised by whoever hears of the epochs, when the rest of the training is not worth its time."""
+
+
 class LoaderView:
     """A DataLoader seen through a change of how it is iterated; everything else is the loader's own."""
 
@@ -80,7 +84,7 @@ class SealedLoader(LoaderView):
 
 
 class EpochWatch:
-    """Keeps one entry per validation pass: {"epoch", "train", "valid", "seconds", "selected"}.
+    """Keeps one entry per validation pass: {"epoch", "train", "valid", "seconds", "selected"}; tells ``after_epoch``.
 
     Whether an epoch was selected shows in the checkpoint file: after each look its time stamp is set to zero, so any
     other value means that it was written since.
@@ -88,6 +92,7 @@ class EpochWatch:
 
     def __init__(self, checkpoint: Path, valid_loader: Any, max_epochs: int | None = None) -> None:
         self.checkpoint, self.valid_loader, self.max_epochs = checkpoint, valid_loader, max_epochs
+        self.after_epoch: Callable[[dict[str, Any]], None] | None = None
         self.epochs: list[dict[str, Any]] = []
         self._train_loss: dict[str, float] = {}
         self._since = time.perf_counter()
@@ -134,6 +139,8 @@ class EpochWatch:
         })
         self._train_loss.clear()
         self._since = now
+        if self.after_epoch is not None:
+            self.after_epoch(self.epochs[-1])
 
     def _look_at_checkpoint(self) -> None:
         if self.epochs and self.checkpoint.exists() and self.checkpoint.stat().st_mtime_ns:

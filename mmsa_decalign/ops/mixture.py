@@ -1,24 +1,26 @@
 """Gaussian mixtures of a batch, fitted by a fixed number of differentiable EM steps (paper, section 3.2).
 
-Lives here: the mixture record, the fit, and its two steps. Every sum over samples is made in `fit_gaussian_mixtures`,
-`_start` and `_m_step`, nowhere else: that is where a data-parallel version would add its reductions.
+Lives here: the mixture record, the fit, and its two steps for full covariances; those for diagonal ones, which every
+preset uses, are in diagonal.py with a derivative of their own. Every sum over samples is made in `_start` and
+`_m_step`, there and here, nowhere else: that is where a data-parallel version would add its reductions.
 May change: the arithmetic, as long as the NumPy reference agrees. Twin: reference/mixture.py.
 """
 
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from fractions import Fraction
+from functools import lru_cache
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
+from .diagonal import COUNT_FLOOR, WEIGHT_FLOOR, DiagonalEM
 from .precision import cast, widen
 
-COUNT_FLOOR = 1e-6  # expected samples of a component; below it the division that makes its mean is meaningless
 RIDGES = (0.0, 1e-15, 1e-12, 1e-9, 1e-6)  # of the largest variance
-WEIGHT_FLOOR = 1e-8  # keeps log(weight) finite for a component that has lost all of its samples
 
 
 class GaussianMixture(NamedTuple):
@@ -28,6 +30,10 @@ class GaussianMixture(NamedTuple):
     means: Tensor  # (K, d)
     covariances: Tensor  # (K, d) variances, or (K, d, d)
     responsibilities: Tensor  # (N, K) rows sum to 1
+
+    def unbind(self) -> list[GaussianMixture]:
+        """The single mixtures of a record whose tensors have one dimension more, in front."""
+        return [GaussianMixture(*parts) for parts in zip(*(part.unbind() for part in self), strict=True)]
 
 
 def fit_gaussian_mixture(
@@ -39,7 +45,8 @@ def fit_gaussian_mixture(
     M step: n_k = sum_n r[n,k]; pi_k = n_k / N; mu_k = sum_n r[n,k] x_n / n_k; Sigma_k = the weighted mean of
     (x_n - mu_k)(x_n - mu_k)^T about the new mean. The start is deterministic: means are rows of `x` at evenly
     spaced indices (rows repeat in order when N < K), covariances those of the whole batch, weights 1/K. The
-    responsibilities returned belong to the final parameters. Everything is differentiable in `x`.
+    responsibilities returned belong to the final parameters. Everything is differentiable in `x`, with diagonal
+    covariances once.
 
     Args:
         x: (N, d) samples, N >= 1.
@@ -61,54 +68,61 @@ def fit_gaussian_mixture(
     """
     if x.dim() != 2 or x.shape[0] < 1 or x.shape[1] < 1:
         raise ValueError(f"x has shape {tuple(x.shape)}, expected (N, d) with N, d >= 1: average over time first")
-    return fit_gaussian_mixtures(
-        x.unsqueeze(0), n_components, n_iter=n_iter, var_floor=var_floor, covariance=covariance
-    )[0]
+    _check_fit(n_components, n_iter, var_floor, covariance)
+    dtype, x = x.dtype, widen(x)
+    fitted = fit_together(x.unsqueeze(0), n_components, n_iter=n_iter, var_floor=var_floor, covariance=covariance)
+    return cast(GaussianMixture(*(part[0] for part in fitted)), dtype)
 
 
-def fit_gaussian_mixtures(
+def fit_together(
     x: Tensor, n_components: int, *, n_iter: int, var_floor: float, covariance: str
-) -> list[GaussianMixture]:
-    """`fit_gaussian_mixture` for each of the M batches in `x` (M, N, d), all in the same tensor operations."""
+) -> GaussianMixture:
+    """`fit_gaussian_mixture` for each of the M batches in `x` (M, N, d), finite and in float64, in the same operations.
+
+    The record's tensors have the M in front.
+    """
+    _check_fit(n_components, n_iter, var_floor, covariance)
+    rows = start_rows(x.shape[1], n_components)
+    if covariance == "diag":
+        *parameters, responsibilities = DiagonalEM.apply(x, rows, n_iter, var_floor)
+        return GaussianMixture(*parameters, responsibilities.mT)
+    weights, means, covariances = _start(x, rows, var_floor)
+    responsibilities = _e_step(x, weights, means, covariances)
+    for _ in range(n_iter):
+        weights, means, covariances = _m_step(x, responsibilities, var_floor)
+        responsibilities = _e_step(x, weights, means, covariances)
+    return GaussianMixture(weights, means, covariances, responsibilities)
+
+
+def _check_fit(n_components: int, n_iter: int, var_floor: float, covariance: str) -> None:
     if n_components < 1 or n_iter < 0 or not 0 < var_floor < math.inf:
         raise ValueError(
             f"n_components={n_components}, n_iter={n_iter}, var_floor={var_floor}: expected >= 1, >= 0 and > 0, finite"
         )
     if covariance not in ("diag", "full"):
         raise ValueError(f"covariance={covariance!r}, expected 'diag' or 'full'")
-    dtype, x = x.dtype, widen(x)
-    weights, means, covariances = _start(x, n_components, var_floor, covariance)
-    responsibilities = _e_step(x, weights, means, covariances)
-    for _ in range(n_iter):
-        weights, means, covariances = _m_step(x, responsibilities, var_floor, covariance)
-        responsibilities = _e_step(x, weights, means, covariances)
-    fitted = zip(weights, means, covariances, responsibilities, strict=True)
-    return [cast(GaussianMixture(*parts), dtype) for parts in fitted]
 
 
-def _start(x: Tensor, k: int, var_floor: float, covariance: str) -> tuple[Tensor, Tensor, Tensor]:
-    m, n, d = x.shape
+@lru_cache(maxsize=64)
+def start_rows(n: int, k: int) -> tuple[int, ...]:
+    """K evenly spaced, rounded row indices of 0..N-1; in order, again and again, when N < K."""
     # Fractions: where a position ends in .5, rounding errors of linspace would decide which row is taken.
     spaced = [round(Fraction(i * (n - 1), max(k - 1, 1))) for i in range(k)]
-    means = x[:, spaced if n >= k else [i % n for i in range(k)]]  # (M, K, d)
-    weights = x.new_full((m, k), 1.0 / k)
+    return tuple(spaced if n >= k else [i % n for i in range(k)])
+
+
+def _start(x: Tensor, rows: Sequence[int], var_floor: float) -> tuple[Tensor, Tensor, Tensor]:
+    m, n, d = x.shape
+    k = len(rows)
     centred = x - x.mean(dim=1, keepdim=True)
-    if covariance == "diag":
-        one = centred.square().mean(dim=1).clamp_min(var_floor)  # (M, d)
-        return weights, means, one.unsqueeze(1).expand(m, k, d)
     one = centred.mT @ centred / n + var_floor * torch.eye(d, dtype=x.dtype, device=x.device)
-    return weights, means, one.unsqueeze(1).expand(m, k, d, d)
+    return x.new_full((m, k), 1.0 / k), x[:, rows], one.unsqueeze(1).expand(m, k, d, d)
 
 
 def _e_step(x: Tensor, weights: Tensor, means: Tensor, covariances: Tensor) -> Tensor:
-    """Responsibilities (M, N, K), from logarithms: a density underflows long before its logarithm does."""
     diff = x.unsqueeze(2) - means.unsqueeze(1)  # (M, N, K, d)
-    mahalanobis = squared_mahalanobis(diff, covariances)
-    if covariances.dim() == 3:
-        log_det = covariances.log().sum(dim=-1)
-    else:
-        log_det = 2 * cholesky(covariances).diagonal(dim1=-2, dim2=-1).log().sum(dim=-1)
-    log_density = -0.5 * (mahalanobis + log_det.unsqueeze(1))  # but for d log 2 pi, which is the same for every k
+    log_det = 2 * cholesky(covariances).diagonal(dim1=-2, dim2=-1).log().sum(dim=-1)
+    log_density = -0.5 * (squared_mahalanobis(diff, covariances) + log_det.unsqueeze(1))
     return torch.softmax(weights.clamp_min(WEIGHT_FLOOR).log().unsqueeze(1) + log_density, dim=-1)
 
 
@@ -140,13 +154,10 @@ def squared_mahalanobis(diff: Tensor, covariances: Tensor) -> Tensor:
     return white.square().sum(dim=-2).mT
 
 
-def _m_step(x: Tensor, resp: Tensor, var_floor: float, covariance: str) -> tuple[Tensor, Tensor, Tensor]:
+def _m_step(x: Tensor, resp: Tensor, var_floor: float) -> tuple[Tensor, Tensor, Tensor]:
     count = resp.sum(dim=1).clamp_min(COUNT_FLOOR)  # (M, K)
     means = resp.mT @ x / count.unsqueeze(-1)
     diff = x.unsqueeze(2) - means.unsqueeze(1)  # (M, N, K, d)
-    if covariance == "diag":
-        spread = torch.einsum("mnk,mnkd->mkd", resp, diff.square()) / count.unsqueeze(-1)
-        return count / x.shape[1], means, spread.clamp_min(var_floor)
     spread = torch.einsum("mnk,mnkd,mnke->mkde", resp, diff, diff) / count[..., None, None]
     floor = var_floor * torch.eye(x.shape[-1], dtype=x.dtype, device=x.device)
     return count / x.shape[1], means, spread + floor

@@ -1,5 +1,6 @@
 """Maximum mean discrepancy with Gaussian kernels (paper, section 3.3).
 
+Lives here: the call and the median bandwidth, which is differentiated pair by pair; the rest is in kernels.py.
 May change: how distances are computed, as long as the NumPy reference agrees. Twin: reference/mmd.py.
 """
 
@@ -10,6 +11,8 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
+from .distances import squared_distances
+from .kernels import pooled_mmd
 from .precision import widen
 
 MEDIAN_FLOOR = 1e-12  # all samples equal: any bandwidth gives the same kernel, 0 would give 0 / 0
@@ -38,32 +41,25 @@ def mmd(x: Tensor, y: Tensor, *, bandwidth: float | str | Sequence[float] = 1.0)
     """
     if x.dim() != 2 or y.dim() != 2 or x.shape[1] != y.shape[1] or 0 in (x.shape[0], y.shape[0]):
         raise ValueError(f"samples of shape {tuple(x.shape)} and {tuple(y.shape)}, expected (N, p) and (N', p), N >= 1")
-    dtype, x, y = x.dtype, widen(x), widen(y)
-    xx, yy, xy = _squared_distances(x, x), _squared_distances(y, y), _squared_distances(x, y)
-    if isinstance(bandwidth, str):
-        if bandwidth != "median":
-            raise ValueError(f"bandwidth={bandwidth!r}, expected a positive number, several, or 'median'")
-        widths: Sequence[float | Tensor] = [_median(xx, yy, xy)]
-    else:
-        widths = list(bandwidth) if isinstance(bandwidth, Sequence) else [bandwidth]
-        if not widths or not all(s > 0 for s in widths):
-            raise ValueError(f"bandwidth={bandwidth!r}, expected positive squared lengths")
-    terms = [_discrepancy(xx, yy, xy, s) for s in widths]
-    return torch.stack(terms).sum().to(dtype)
+    widths = bandwidths(bandwidth)
+    dtype, (x, y) = x.dtype, widen((x, y))
+    if widths is not None:
+        return pooled_mmd(torch.cat([x, y]), (len(x), len(y)), widths).to(dtype)
+    xx, yy, xy = squared_distances(x, x), squared_distances(y, y), squared_distances(x, y)
+    kernels = [torch.exp(d2 / (-2 * _median(xx, yy, xy))) for d2 in (xx, yy, xy)]
+    return (kernels[0].mean() + kernels[1].mean() - 2 * kernels[2].mean()).to(dtype)
 
 
-def _discrepancy(xx: Tensor, yy: Tensor, xy: Tensor, s: float | Tensor) -> Tensor:
-    """mean k(x, x') + mean k(y, y') - 2 mean k(x, y) from squared distances, for one bandwidth."""
-
-    def kernel_mean(d2: Tensor) -> Tensor:
-        return torch.exp(-d2 / (2 * s)).mean()
-
-    return kernel_mean(xx) + kernel_mean(yy) - 2 * kernel_mean(xy)
-
-
-def _squared_distances(x: Tensor, y: Tensor) -> Tensor:
-    # Differences first: |x|^2 + |y|^2 - 2 x.y cancels when the samples lie far from the origin.
-    return torch.cdist(x, y, compute_mode="donot_use_mm_for_euclid_dist").square()
+def bandwidths(given: float | str | Sequence[float]) -> tuple[float, ...] | None:
+    """The bandwidths as numbers; None for "median". Raises ValueError for anything else."""
+    if isinstance(given, str):
+        if given != "median":
+            raise ValueError(f"bandwidth={given!r}, expected a positive number, several, or 'median'")
+        return None
+    widths = tuple(given) if isinstance(given, Sequence) else (given,)
+    if not widths or not all(s > 0 for s in widths):
+        raise ValueError(f"bandwidth={given!r}, expected positive squared lengths")
+    return widths
 
 
 def _median(xx: Tensor, yy: Tensor, xy: Tensor) -> Tensor:

@@ -4,6 +4,7 @@ With g_m = f_m / reg the dual in units of reg is  D(g) = sum_m <g_m, nu_m> - sum
 It is concave. A Sinkhorn sweep maximises it exactly in one g_m after the other, from anywhere, but slowly when C / reg
 is large; a Newton step converges quadratically near the optimum but may fail far from it. Each round does both; a
 Newton step that neither raises D nor lowers the error is dropped. Large C / reg is approached from larger reg.
+Problems as training makes them are solved by newton.py, in a fraction of the time; what it gives up begins here anew.
 
 May change: everything, as long as `solve_dual` stays without side effects and its error is measured on the plan that
 it returns. No gradients here: transport.py attaches them by the envelope theorem.
@@ -17,6 +18,9 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from . import newton
+
+NEWTON_RANGE = 90.0  # (max C - min C) / reg up to which Newton's method is tried on its own
 EASY_RANGE = 30.0  # (max C - min C) / reg up to which the solver starts at once; beyond it reg is lowered in stages
 STAGE_FACTOR = 4.0  # each stage divides reg by this
 MAX_STEP = 30.0  # longest Newton step, in units of reg: a factor of e^30 on an entry of the plan
@@ -37,15 +41,20 @@ class DualSolution(NamedTuple):
 @torch.no_grad()
 def solve_dual(cost: Tensor, marginals: Sequence[Tensor], reg: float, tol: float, max_iter: int) -> DualSolution:
     """Maximise the dual of `multimarginal_sinkhorn`; arguments as there, already checked, in float64, of sum 1."""
-    keep = [nu.nonzero().squeeze(1) for nu in marginals]  # atoms without mass take no part: no log(0) anywhere below
-    c = cost[torch.meshgrid(*keep, indexing="ij")]
+    least, most, lightest = torch.stack([cost.min(), cost.max(), torch.cat(list(marginals)).min()]).tolist()
     # A constant in the cost moves the value, not the plan, and would cost digits.
-    least = c.min()
-    c = c - least
+    n_iter = 0
+    if lightest > 0 and most - least <= NEWTON_RANGE * reg:
+        found = newton.solve((cost - least) / reg, marginals, tol, max_iter)
+        if found is not None:
+            potentials, shift = _settled([g * reg for g in found.potentials], marginals, least)
+            return DualSolution(shift - reg * found.plan.sum(), found.plan, potentials, found.error, found.n_iter)
+        n_iter = min(newton.ROUNDS, max_iter)
+    keep = [nu.nonzero().squeeze(1) for nu in marginals]  # atoms without mass take no part: no log(0) anywhere below
+    c = cost[torch.meshgrid(*keep, indexing="ij")] - least
     nus = [nu[index] for nu, index in zip(marginals, keep, strict=True)]
 
     potentials = [torch.zeros_like(nu) for nu in nus]
-    n_iter = 0
     for stage_reg, stage_tol in _stages(c, reg, tol):
         g = [f / stage_reg for f in potentials]
         while n_iter < max_iter:
@@ -62,12 +71,9 @@ def solve_dual(cost: Tensor, marginals: Sequence[Tensor], reg: float, tol: float
     log_plan = _add(-c / reg, [f / reg for f in potentials])
     error = _error(log_plan.exp(), nus)
 
-    # Constants can move between the potentials: settle them so that <f_m, nu_m> is the same for every m.
-    shares = torch.stack([f @ nu for f, nu in zip(potentials, nus, strict=True)])
-    share = shares.mean() + least / len(shares)
-    potentials = [f + (share - own) for f, own in zip(potentials, shares, strict=True)]
+    potentials, total = _settled(potentials, nus, least)
     plan = log_plan.exp()
-    value = sum((f @ nu for f, nu in zip(potentials, nus, strict=True)), -reg * plan.sum())
+    value = total - reg * plan.sum()
     full_plan = torch.zeros_like(cost)
     full_plan[torch.meshgrid(*keep, indexing="ij")] = plan
     full_potentials = tuple(
@@ -75,6 +81,19 @@ def solve_dual(cost: Tensor, marginals: Sequence[Tensor], reg: float, tol: float
         for nu, index, f in zip(marginals, keep, potentials, strict=True)
     )
     return DualSolution(value, full_plan, full_potentials, error, n_iter)
+
+
+def _settled(
+    potentials: Sequence[Tensor], nus: Sequence[Tensor], least: float
+) -> tuple[tuple[Tensor, ...], Tensor]:
+    """Settle the constants that can move between potentials, so that <f_m, nu_m> is the same for every m; and its sum.
+
+    `least` is the constant that was taken off the cost.
+    """
+    shares = torch.stack([f @ nu for f, nu in zip(potentials, nus, strict=True)])
+    total = shares.sum() + least
+    moves = total / len(shares) - shares
+    return tuple(f + move for f, move in zip(potentials, moves.unbind(), strict=True)), total
 
 
 def marginal(plan: Tensor, axis: int) -> Tensor:

@@ -16,12 +16,12 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from .distances import squared_distances
+from .envelope import Envelope, wants_slopes
 from .mixture import GaussianMixture, cholesky
 from .precision import cast, widen
-from .sinkhorn import marginal, solve_dual
-
-RELEASE_ROUNDS = 50  # the authors' release always does this many, converged or not
-RELEASE_PRODUCT_FLOOR = 1e-8  # and adds this under the square root of the covariance cost
+from .release import RELEASE_ROUNDS, release_rounds
+from .sinkhorn import DualSolution, solve_dual
 
 
 class TransportResult(NamedTuple):
@@ -65,13 +65,12 @@ def gaussian_cost(
             f"{tuple(a.covariances.shape)}, {tuple(b.covariances.shape)}: expected one dimension, one covariance type"
         )
     dtype, a, b = a.means.dtype, widen(a), widen(b)
-    between_means = (a.means.unsqueeze(1) - b.means.unsqueeze(0)).square().sum(dim=-1)
+    if a.covariances.dim() == 2 and product_floor == 0:
+        return (squared_distances(_points(*a[1:3]), _points(*b[1:3])) * scale).to(dtype)
+    between_means = squared_distances(a.means, b.means)
     if a.covariances.dim() == 2:
         var_a, var_b = a.covariances.unsqueeze(1), b.covariances.unsqueeze(0)
-        if product_floor > 0:
-            spread = (var_a + var_b - 2 * (var_a * var_b + product_floor).sqrt()).sum(dim=-1)
-        else:
-            spread = (var_a.sqrt() - var_b.sqrt()).square().sum(dim=-1)
+        spread = (var_a + var_b - 2 * (var_a * var_b + product_floor).sqrt()).sum(dim=-1)
     else:
         # tr (A^1/2 B A^1/2)^1/2 is the sum of the singular values of L_A^T L_B with A = L_A L_A^T: no matrix
         # square root, and a gradient that exists for repeated eigenvalues.
@@ -82,6 +81,11 @@ def gaussian_cost(
         trace_b = b.covariances.diagonal(dim1=-2, dim2=-1).sum(dim=-1)
         spread = trace_a.unsqueeze(1) + trace_b.unsqueeze(0) - 2 * cross
     return ((between_means + spread) * scale).to(dtype)
+
+
+def _points(means: Tensor, variances: Tensor) -> Tensor:
+    """Means and standard deviations (..., K, 2d): their squared distances are those of the diagonal Gaussians."""
+    return torch.cat([means, variances.sqrt()], dim=-1)
 
 
 def joint_cost(
@@ -102,13 +106,11 @@ def joint_cost(
     if len(mixtures) < 2:
         raise ValueError(f"{len(mixtures)} mixtures, expected at least 2: one alone has nothing to be aligned with")
     dtype, mixtures = mixtures[0].means.dtype, widen(mixtures)
-    total = mixtures[0].means.new_zeros([1] * len(mixtures))
-    for i, j in combinations(range(len(mixtures)), 2):
-        pair = gaussian_cost(mixtures[i], mixtures[j], reduction=reduction, product_floor=product_floor)
-        shape = [1] * len(mixtures)
-        shape[i], shape[j] = pair.shape
-        total = total + pair.reshape(shape)
-    return total.to(dtype)
+    pairs = {
+        (i, j): gaussian_cost(mixtures[i], mixtures[j], reduction=reduction, product_floor=product_floor)
+        for i, j in combinations(range(len(mixtures)), 2)
+    }
+    return _outer_sum(pairs, len(mixtures)).to(dtype)
 
 
 def multimarginal_sinkhorn(
@@ -147,55 +149,93 @@ def multimarginal_sinkhorn(
     >>> r.plan.tolist()
     [[0.25, 0.25], [0.25, 0.25]]
     """
+    _check_options(reg, tol, max_iter, solver)
+    dtype, cost, marginals = cost.dtype, widen(cost), _checked_marginals(cost, widen(marginals))
+    if solver == "release":
+        rounds = RELEASE_ROUNDS if max_iter is None else max_iter
+        return cast(TransportResult(*release_rounds(cost, marginals, reg, tol, rounds)), dtype)
+    solution = _solved(cost.detach(), [nu.detach() for nu in marginals], reg, tol, max_iter)
+    # Where the marginal is zero f is -inf, but so flat is everything upstream that any finite number will do.
+    slopes = [solution.plan, *(torch.nan_to_num(f, neginf=0.0) for f in solution.potentials)]
+    return cast(_result(Envelope.apply(solution.value, slopes, cost, *marginals), solution, tol), dtype)
+
+
+def mixture_transport(
+    means: Tensor, variances: Tensor, marginals: Tensor, *, reduction: str, reg: float, tol: float, max_iter: int | None
+) -> TransportResult:
+    """`multimarginal_sinkhorn` of the `joint_cost` M diagonal mixtures: means and variances (M, K, d),
+    marginals (M, K), finite and in float64, each marginal of sum 1.
+
+    Relies on the joint cost being a sum over pairs: what the derivative needs of the plan are its two-way marginals,
+    (M K)^2 numbers, so that autograd never meets the K^M of the joint problem.
+    """
+    _check_options(reg, tol, max_iter, "log")
+    m, k, d = means.shape
+    scale = scale_of(reduction, d)
+    differentiable = wants_slopes(means, variances, marginals)
+    with torch.no_grad():
+        deviations = variances.sqrt()
+        points = torch.cat([means, deviations], dim=2).flatten(0, 1)
+        costs = torch.cdist(points, points, compute_mode="donot_use_mm_for_euclid_dist").square_().mul_(scale)
+        blocks = costs.view(m, k, m, k)
+        joint = _outer_sum({(i, j): blocks[i, :, j] for i, j in combinations(range(m), 2)}, m)
+        solution = _solved(joint, list(marginals.unbind()), reg, tol, max_iter)
+        if not differentiable:
+            return _result(solution.value, solution, tol)
+        two_way = _two_way(solution.plan)
+        to_points = torch.addcmul(-(two_way @ points), points, two_way.sum(dim=1, keepdim=True))
+        to_means, to_deviations = to_points.mul_(2 * scale).view(m, k, 2 * d).chunk(2, dim=2)
+        to_marginals = torch.nan_to_num(torch.stack(solution.potentials), neginf=0.0)
+        slopes = to_means, to_deviations / (2 * deviations), to_marginals
+    return _result(Envelope.apply(solution.value, slopes, means, variances, marginals), solution, tol)
+
+
+def _two_way(plan: Tensor) -> Tensor:
+    """(M K, M K): the two-way marginals of all pairs of axes, from both sides; zeros where an axis meets itself."""
+    m = plan.dim()
+    pairs = {}
+    for i, j in combinations(range(m), 2):
+        others = [axis for axis in range(m) if axis not in (i, j)]
+        pairs[i, j] = plan.sum(dim=others) if others else plan
+        pairs[j, i] = pairs[i, j].mT
+    nothing = plan.new_zeros(plan.shape[0], plan.shape[0])
+    return torch.cat([torch.cat([pairs.get((i, j), nothing) for j in range(m)], dim=1) for i in range(m)])
+
+
+def _outer_sum(pairs: dict[tuple[int, int], Tensor], m: int) -> Tensor:
+    """sum over i < j of pairs[i, j][k_i, k_j]: (K_1, ..., K_M)."""
+    total = None
+    for (i, j), pair in pairs.items():
+        shape = [1] * m
+        shape[i], shape[j] = pair.shape
+        total = pair.reshape(shape) if total is None else total + pair.reshape(shape)
+    return total
+
+
+def _check_options(reg: float, tol: float, max_iter: int | None, solver: str) -> None:
     if not (reg > 0 and math.isfinite(reg)):
         raise ValueError(f"reg={reg}, expected a positive, finite entropic weight in units of the cost")
     if not tol > 0 or (max_iter is not None and max_iter < 1):
         raise ValueError(f"tol={tol}, max_iter={max_iter}: expected a number above 0, and None or at least 1 round")
     if solver not in ("log", "release"):
         raise ValueError(f"solver={solver!r}, expected 'log' or 'release'")
-    dtype, cost, marginals = cost.dtype, widen(cost), _checked_marginals(cost, widen(marginals))
-    if solver == "release":
-        return cast(_release(cost, marginals, reg, tol, RELEASE_ROUNDS if max_iter is None else max_iter), dtype)
+
+
+def _solved(cost: Tensor, marginals: list[Tensor], reg: float, tol: float, max_iter: int | None) -> DualSolution:
     solution = solve_dual(cost, marginals, reg, tol, 1000 if max_iter is None else max_iter)
     if not solution.error <= tol:
         warnings.warn(
             f"transport stopped at a marginal error of {solution.error:.1e} (tol {tol:.1e}) after {solution.n_iter} "
             "rounds: raise max_iter, or reg if cost / reg is very large",
             RuntimeWarning,
-            stacklevel=2,
+            stacklevel=3,
         )
-    # The envelope theorem as a surrogate: the added terms are exactly zero, their gradients are P and f_m.
-    value = solution.value + (solution.plan * (cost - cost.detach())).sum()
-    for f, nu in zip(solution.potentials, marginals, strict=True):
-        # Where the marginal is zero f is -inf, but so flat is everything upstream that any finite number will do.
-        value = value + (torch.where(nu > 0, f, torch.zeros_like(f)) * (nu - nu.detach())).sum()
+    return solution
+
+
+def _result(value: Tensor, solution: DualSolution, tol: float) -> TransportResult:
     reached = solution.error <= tol
-    result = TransportResult(value, solution.plan, solution.potentials, solution.error, solution.n_iter, reached)
-    return cast(result, dtype)
-
-
-def _release(cost: Tensor, marginals: list[Tensor], reg: float, tol: float, rounds: int) -> TransportResult:
-    """The release's arithmetic, generalised to any M: exponentials, a clamped kernel, padded denominators."""
-    kernel = torch.exp(-cost / max(reg, 1e-6)).clamp_min(1e-30)
-    m = cost.dim()
-    scalings = [torch.ones_like(nu) for nu in marginals]
-
-    def scaled(skip: int | None = None) -> Tensor:
-        out = kernel
-        for axis, s in enumerate(scalings):
-            if axis != skip:
-                out = out * s.reshape([-1 if a == axis else 1 for a in range(m)])
-        return out
-
-    for _ in range(rounds):
-        for axis in range(m):
-            scalings[axis] = marginals[axis] / (marginal(scaled(skip=axis), axis) + 1e-8)
-    plan = scaled()
-    value = (plan * cost).sum() + reg * (plan * (plan.clamp_min(1e-8).log() - 1)).sum()
-    with torch.no_grad():
-        error = max(float((marginal(plan, a) - nu).abs().sum()) for a, nu in enumerate(marginals))
-        potentials = tuple(reg * s.log() for s in scalings)
-    return TransportResult(value, plan.detach(), potentials, error, rounds, error <= tol)
+    return TransportResult(value, solution.plan, solution.potentials, solution.error, solution.n_iter, reached)
 
 
 def _checked_marginals(cost: Tensor, marginals: Sequence[Tensor]) -> list[Tensor]:

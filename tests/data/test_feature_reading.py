@@ -311,9 +311,36 @@ def test_an_override_with_nan_is_named_itself(tmp_path, file, layout):
     assert message.startswith(f"{audio}: split 'valid', key 'audio' holds NaN or Inf (2 values)")
 
 
-def test_an_override_in_another_order(tmp_path, file, layout):
+def test_an_override_in_another_order_is_paired_by_id(tmp_path, file, layout):
+    for split in layout.values():  # every row is told from the others
+        split["audio"] = split["audio"] + np.arange(len(split["id"]))[:, None, None]
+    dump(file, layout)
     shuffled = {name: {key: value[::-1] for key, value in split.items()} for name, split in layout.items()}
-    message = refused(file, audio=override(tmp_path, shuffled, "audio"))
-    assert "split 'train', row 0 is sample 'train$_$4', but 'train$_$0'" in message
+    lengths = {name: list(range(1, len(split["id"]) + 1)) for name, split in layout.items()}
+    for name, split in shuffled.items():
+        split["audio_lengths"] = [min(length, split["audio"].shape[1]) for length in lengths[name]]
+    source = dump(tmp_path / "fet.pkl", {
+        name: {key: split[key] for key in ("id", "audio", "audio_lengths")} for name, split in shuffled.items()})
+    paired = read_features(file, audio=source)
+    for name, split in paired.splits.items():
+        np.testing.assert_array_equal(split.audio, layout[name]["audio"].astype(np.float32))
+        assert split.lengths["audio"].tolist() == shuffled[name]["audio_lengths"][::-1]
     by_position = read_features(file, audio=override(tmp_path, shuffled, "audio", id=None))
     np.testing.assert_array_equal(by_position.splits["test"].audio[0, :, :3], layout["test"]["audio"][3])
+
+
+def test_an_override_without_some_of_the_samples(tmp_path, file, layout):
+    cut = {name: {key: value[1:] for key, value in split.items()} for name, split in layout.items()}
+    message = refused(file, audio=override(tmp_path, cut, "audio"))
+    assert "split 'train' lacks 1 of the 5 samples" in message
+    assert "'train$_$0' first; its own look like 'train$_$1'" in message
+    more = {name: {key: [*value, value[0]] for key, value in split.items()} for name, split in layout.items()}
+    for split in more.values():
+        split["id"] = [*split["id"][:-1], "another"]
+    source = dump(tmp_path / "more.pkl", {name: {key: split[key][::-1] for key in ("id", "audio")}
+                                          for name, split in more.items()})
+    np.testing.assert_array_equal(read_features(file, audio=source).splits["test"].audio,
+                                  read_features(file).splits["test"].audio)
+    twice = {name: {"id": [split["id"][1], *split["id"][1:], split["id"][0]],
+                    "audio": [*split["audio"], split["audio"][0]]} for name, split in layout.items()}
+    assert "has the same id twice" in refused(file, audio=dump(tmp_path / "twice.pkl", twice))

@@ -51,10 +51,10 @@ def test_no_file_runs_fills_hangs_or_escapes(
 
 @pytest.mark.parametrize("group", ["running", "filling", "confusing"])
 def test_every_payload_is_refused_as_a_whole_file(tmp_path: Path, group: str) -> None:
-    """Few are data after all: those that only build a list, a number or an array in an odd way."""
+    """Few are data after all: those that only build a list, a number or an array in an odd way, such as Python 2's."""
     harmless = {"place far away", "place of 200 million", "place in text", "twice", "list in many lists", "no width",
                 "half", "complex", "forged objects", "array filled twice", "array as it begins",
-                "order changed afterwards"}
+                "order changed afterwards", "numbers from text"}
     path, read = tmp_path / "bad.pkl", []
     trace = tmp_path / "trace"
     trace.mkdir()

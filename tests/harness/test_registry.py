@@ -190,6 +190,6 @@ def test_importing_the_harness_does_nothing_to_mmsa() -> None:
     import subprocess
     import sys
 
-    code = ("import sys, mmsa_decalign, mmsa_decalign.cli, mmsa_decalign.harness.tuning, mmsa_decalign.harness.report;"
+    code = ("import sys, mmsa_decalign, mmsa_decalign.cli, mmsa_decalign.tune.search, mmsa_decalign.harness.report;"
             "assert 'MMSA' not in sys.modules")
     assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True).stderr == ""

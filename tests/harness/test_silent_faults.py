@@ -173,7 +173,7 @@ def test_a_search_is_scored_on_the_test_split(
 ) -> None:
     from MMSA.trains.singleTask.LF_DNN import LF_DNN
 
-    from mmsa_decalign.harness.tuning import tune
+    from mmsa_decalign.tune.search import tune_job
 
     read, original = [], LF_DNN.do_test
 
@@ -185,7 +185,7 @@ def test_a_search_is_scored_on_the_test_split(
     plain(mosi, tmp_path, is_tune=True, tune_times=1)
     assert read[-1] == "TEST"
     read.clear()
-    tune(prepare("lf_dnn", "mosi", feature_file=mosi, device="cpu", verbose=0, seeds=[7], tuning=True,
+    tune_job(prepare("lf_dnn", "mosi", feature_file=mosi, device="cpu", verbose=0, seeds=[7], tuning=True,
                  overrides={"max_epochs": 1}, **folders), 1)
     assert set(read) == {"VAL", "VALID"}
 
@@ -329,5 +329,9 @@ def test_a_modality_of_other_samples_is_taken(
     right = pickle.loads(mosi.read_bytes())["train"]
     assert taken.ids == list(right["id"])
     assert len(taken.audio) != 32 or not np.allclose(taken.audio[0], right["audio"].mean(axis=1)[0])
+    if change == "order":  # here rows are paired by id: the same sounds in another order change nothing
+        paired, plain = ours(mosi, folders, files={"audio": str(file)}), ours(mosi, folders)
+        assert paired.records[0]["test"] == plain.records[0]["test"]
+        return
     with pytest.raises(InputError, match="other.pkl"):
         ours(mosi, folders, files={"audio": str(file)})

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 
 import numpy as np
@@ -10,6 +11,7 @@ import torch
 from scipy.stats import skew
 
 from mmsa_decalign import ops
+from mmsa_decalign.ops import kernels
 from tests.conftest import assert_same
 
 RNG = np.random.default_rng(1)
@@ -58,6 +60,35 @@ def test_mmd_against_a_double_loop(bandwidth):
 
     expected = sum(mean_kernel(x, x, s) + mean_kernel(y, y, s) - 2 * mean_kernel(x, y, s) for s in widths)
     assert_same(ops.mmd(torch.tensor(x), torch.tensor(y), bandwidth=bandwidth), expected, 1e-12)
+
+
+@pytest.mark.parametrize("far", [1.0, 1e3])  # distances by a product of matrices, and one by one
+@pytest.mark.parametrize("block", [1, 40, 1 << 17])
+@pytest.mark.parametrize("bandwidth", [0.5, [1.0, 4.0, 1.0]])
+def test_homo_loss_of_unequal_batches_is_the_mean_over_pairs_and_its_derivative_that_of_the_formula(
+    far, block, bandwidth, monkeypatch
+):
+    monkeypatch.setattr(kernels, "BLOCK", block)
+    batches = [torch.tensor(RNG.normal(size=(n, 3))) for n in (5, 8, 4)]
+    batches[1][0] *= far
+    for x in batches:
+        x.requires_grad_()
+    pairs = list(itertools.combinations(batches, 2))
+    widths = bandwidth if isinstance(bandwidth, list) else [bandwidth]
+
+    def mean_kernel(p, q, s):
+        return torch.exp(-(p.unsqueeze(1) - q).square().sum(dim=2) / (2 * s)).mean()
+
+    discrepancy = sum(
+        mean_kernel(p, p, s) + mean_kernel(q, q, s) - 2 * mean_kernel(p, q, s) for p, q in pairs for s in widths
+    ) / 3
+    semantic = sum(ops.moment_distance(ops.batch_moments(p), ops.batch_moments(q)) for p, q in pairs) / 3
+    loss = ops.homo_loss(batches, bandwidth=bandwidth)
+    assert_same(loss.mmd, discrepancy, 1e-12)
+    assert_same(loss.semantic / semantic, 1.0, 1e-12)
+    for part, expected in ((loss.mmd, discrepancy), (loss.semantic, semantic)):
+        for a, b in zip(*(torch.autograd.grad(v, batches) for v in (part, expected)), strict=True):
+            assert_same(a, b, 1e-11 * max(1.0, float(b.abs().max())))
 
 
 def test_mmd_of_a_sample_with_itself_is_zero_and_of_far_samples_is_two_minus_coincidence():
@@ -161,11 +192,11 @@ def test_gradients_of_the_composed_losses(modalities, covariance):
 
 def test_one_modality_alone_and_unequal_ones_are_refused():
     x, mixture = tensor(4, 2), ops.fit_gaussian_mixture(tensor(4, 2), 2)
-    for features in ([x], [x, tensor(5, 2)], [tensor(4), tensor(4)], [x[None], x[None]]):
+    for features in ([x], [x, tensor(4, 3)], [x, tensor(0, 2)], [tensor(4), tensor(4)], [x[None], x[None]]):
         with pytest.raises(ValueError, match="M >= 2"):
             ops.hetero_loss(features, n_components=2)
-    for features in ([x], [x, tensor(5, 2)]):
-        with pytest.raises(ValueError, match="at least 2"):
+    for features in ([x], [x, tensor(4, 3)], [x, tensor(0, 2)]):
+        with pytest.raises(ValueError, match="M >= 2"):
             ops.homo_loss(features)
     for features, mixtures in (([x], [mixture]), ([x, x], [mixture]), ([x, x], [mixture] * 3)):
         with pytest.raises(ValueError, match="M >= 2 of each"):
@@ -210,3 +241,30 @@ def test_decoupling_of_nothing_and_an_infinite_floor_are_refused():
         ops.decoupling_loss([torch.zeros(0, 3, 1)], [torch.zeros(0, 3, 1)])
     with pytest.raises(ValueError, match="finite"):
         ops.fit_gaussian_mixture(torch.randn(4, 2), 2, var_floor=math.inf)
+
+
+def test_hetero_loss_of_unequal_batches_is_that_of_the_operators_it_is_made_of():
+    """The short way, all modalities at once and slopes known beforehand, against the public operators one by one."""
+    features = [tensor(n, 3) for n in (9, 6, 12)]
+    loss = ops.hetero_loss(features, n_components=4, reg=0.2, tol=1e-12)
+    mixtures = [ops.fit_gaussian_mixture(x, 4) for x in features]
+    marginals = [mixture.responsibilities.mean(dim=0) for mixture in mixtures]
+    transport = ops.multimarginal_sinkhorn(ops.joint_cost(mixtures), marginals, reg=0.2, tol=1e-12)
+    value = transport.value + ops.prototype_loss(features, mixtures)
+    assert_same(loss.value, value, 1e-12)
+    assert_same(loss.result.plan, transport.plan, 1e-10)
+    for a, b in zip(*(torch.autograd.grad(v, features) for v in (loss.value, value)), strict=True):
+        assert_same(a, b, 1e-9)
+    for mixture, own in zip(mixtures, loss.mixtures, strict=True):
+        for a, b in zip(mixture, own, strict=True):
+            assert_same(a, b, 1e-12)
+
+
+def test_without_a_gradient_the_losses_are_the_same_numbers():
+    features = [tensor(9, 3) for _ in range(3)]
+    with torch.no_grad():
+        quiet = ops.hetero_loss(features, n_components=4).value, ops.homo_loss(features).value
+    loud = ops.hetero_loss(features, n_components=4).value, ops.homo_loss(features).value
+    assert not any(value.requires_grad for value in quiet)
+    assert all(value.requires_grad for value in loud)
+    assert [float(value) for value in quiet] == [float(value.detach()) for value in loud]

@@ -8,6 +8,7 @@ import torch
 from scipy.stats import multivariate_normal
 
 from mmsa_decalign import ops
+from mmsa_decalign.ops import diagonal
 from mmsa_decalign.ops.mixture import _e_step, _m_step, cholesky
 from tests.conftest import assert_same
 
@@ -93,11 +94,19 @@ def test_full_covariances_of_few_wide_samples_are_factored(dtype, scale):
     assert float(cost[0, 1].detach()) > 0.1 * scale**2
 
 
+def m_step(x, responsibilities, covariance):
+    """Weights, means and covariances by the steps of either kind of covariance."""
+    if covariance == "full":
+        return _m_step(x, responsibilities, 1e-4)
+    step = diagonal.m_step(x, responsibilities.mT.contiguous(), 1e-4, diagonal.Room(x, responsibilities.shape[2]))
+    return step.count / x.shape[1], step.means, step.variances
+
+
 @pytest.mark.parametrize("covariance", ["diag", "full"])
 def test_a_component_without_samples_has_the_floor_as_its_mass(covariance):
     x = torch.arange(5.0, dtype=torch.float64).unsqueeze(1)
     responsibilities = torch.tensor([[1.0, 0.0, 0.0]], dtype=torch.float64).expand(5, 3)
-    weights, means, covariances = _m_step(x[None], responsibilities[None], 1e-4, covariance)
+    weights, means, covariances = m_step(x[None], responsibilities[None], covariance)
     assert weights[0].tolist() == pytest.approx([1.0, 1e-6 / 5, 1e-6 / 5], rel=1e-12)
     assert means[0, :, 0].tolist() == [2.0, 0.0, 0.0]
     assert covariances[0].flatten().tolist()[1:] == [1e-4, 1e-4]
@@ -106,8 +115,16 @@ def test_a_component_without_samples_has_the_floor_as_its_mass(covariance):
 def test_a_component_without_weight_is_a_hundred_millionth_as_likely():
     x, means = torch.zeros(1, 1, 1, dtype=torch.float64), torch.zeros(1, 2, 1, dtype=torch.float64)
     weights = torch.tensor([[1.0, 0.0]], dtype=torch.float64)
-    responsibilities = _e_step(x, weights, means, torch.ones_like(means))
+    responsibilities = _e_step(x, weights, means, torch.ones(1, 2, 1, 1, dtype=torch.float64))
     assert responsibilities[0, 0, 1].item() == pytest.approx(1e-8, rel=1e-6)
+
+
+def test_a_component_of_a_large_batch_that_has_lost_its_samples_is_a_hundred_millionth_as_likely():
+    """The floor of the count, a millionth of a sample, is less than that from 100 samples on."""
+    x = torch.zeros(1, 1000, 1, dtype=torch.float64)
+    responsibilities = torch.tensor([1.0, 0.0], dtype=torch.float64)[None, :, None].expand(1, 2, 1000).contiguous()
+    step = diagonal.m_step(x, responsibilities, 1e-4, diagonal.Room(x, 2))
+    assert step.responsibilities[0, 1, 0].item() == pytest.approx(1e-8, rel=1e-6)
 
 
 def test_only_what_rounding_has_spoilt_gets_a_ridge():

@@ -1,0 +1,245 @@
+"""The table: figures of the records, statistics of the predictions, verdicts in words, and every form of it."""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+import re
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from compare_stub import cell, record_of
+from rich.console import Console
+
+from mmsa_decalign.compare import screen, statistics, table, writing
+from mmsa_decalign.compare.measures import measures
+from mmsa_decalign.compare.plan import Cell, Data, Plan, Row
+from mmsa_decalign.compare.store import Store
+from mmsa_decalign.harness.samples import Samples
+
+NAMES = ["Has0_acc_2", "Non0_acc_2", "MAE", "Corr"]
+KNOWN = measures({"dataset_name": "mosi"}, NAMES)
+N = 120
+
+
+class Maker:
+    """Fills a store with runs whose predictions are labels plus noise."""
+
+    def __init__(self, store: Store) -> None:
+        self.store, self.cells, self.rows = store, [], []
+        rng = np.random.default_rng(0)
+        self.labels = {data: np.clip(rng.normal(0, 1.5, N).round(1), -3, 3).astype(np.float32) for data in "ab"}
+        self.ids = [f"s{number}" for number in range(N)]
+
+    def row(self, label: str, noise: float, *, seeds: tuple[int, ...] = (1, 2), data: str = "a", broken: float = 0.0,
+            order: Any = None, sanity: bool = False, **more: Any) -> None:
+        if label not in [row.label for row in self.rows]:
+            self.rows.append(Row(label, label, sanity=sanity))
+        for seed in seeds:
+            made = self.cell(label, seed, data)
+            rng = np.random.default_rng([seed, len(label), len(data)])
+            labels = self.labels[data]
+            predictions = (labels + rng.normal(0, noise, N) + (2.5 if noise > 2 else 0)).astype(np.float32)
+            test = {name: round(float(KNOWN[name].of(predictions, labels)), 4) + broken for name in NAMES}
+            samples = Samples(self.ids, labels, predictions[:, None])
+            if order is not None:
+                samples = Samples([self.ids[n] for n in order], labels[order], predictions[order][:, None])
+            self.finish(made, record_of(made.spec, {**test, "Loss": 1.0}, id=f"{label}{seed}{data}", **more), samples)
+
+    def cell(self, label: str, seed: int, data: str) -> Cell:
+        made = cell(label, seed, data=data)
+        made = Cell(made.key, label, data, seed, made.spec)
+        self.store.add([made.entry()])
+        self.cells.append(made)
+        return made
+
+    def finish(self, made: Cell, record: dict[str, Any], samples: Samples | None) -> None:
+        assert self.store.claim(made.key, record["id"], 0)
+        assert self.store.finish(made.key, record["id"], record, {} if samples is None else {"test": samples})
+
+    def document(self, reference: str = "good") -> dict[str, Any]:
+        labels = list(dict.fromkeys(made.data for made in self.cells))
+        plan = Plan(self.rows, [Data(label, "mosi") for label in labels], (1, 2), reference, self.cells)
+        return table.make_table(plan, self.store)
+
+
+@pytest.fixture
+def maker(store: Store, monkeypatch: pytest.MonkeyPatch) -> Maker:
+    monkeypatch.setattr(statistics, "RESAMPLES", 199)
+    monkeypatch.setattr(statistics.resampled, "__kwdefaults__", {"resamples": 199, "seed": 0})
+    monkeypatch.setattr(statistics.compare, "__kwdefaults__", {"resamples": 199, "seed": 0})
+    return Maker(store)
+
+
+def rows_of(document: dict[str, Any], data: int = 0) -> dict[str, Any]:
+    return {row["label"]: row for row in document["data"][data]["rows"]}
+
+
+def test_figures_are_the_records_and_verdicts_are_words(maker: Maker) -> None:
+    maker.row("good", 0.5)
+    maker.row("another", 0.5)
+    maker.row("terrible", 4.0)
+    document = maker.document()
+    rows = rows_of(document)
+    for label, row in rows.items():
+        values = [maker.store.find(f"{label}{seed}a")["test"]["MAE"] for seed in (1, 2)]
+        assert row["metrics"]["MAE"]["values"] == values
+        assert row["metrics"]["MAE"]["mean"] == pytest.approx(np.mean(values))
+        assert row["metrics"]["MAE"]["std"] == pytest.approx(np.std(values))
+        assert row["metrics"]["MAE"]["low"] < row["metrics"]["MAE"]["mean"] < row["metrics"]["MAE"]["high"]
+    assert "Loss" not in rows["good"]["metrics"]
+    assert rows["good"]["against"] == {}
+    assert {entry["verdict"] for entry in rows["another"]["against"].values()} == {"not distinguishable"}
+    assert {entry["verdict"] for entry in rows["terrible"]["against"].values()} == {"worse"}
+    worse = rows["terrible"]["against"]
+    assert worse["MAE"]["difference"] > 0 > worse["Corr"]["difference"]
+    assert worse["MAE"]["family"] == 2
+    assert worse["MAE"]["p_holm"] == pytest.approx(2 * worse["MAE"]["p"])
+    from_other_side = rows_of(maker.document("terrible"))["good"]["against"]
+    assert {entry["verdict"] for entry in from_other_side.values()} == {"better"}
+    best = [label for label, row in rows.items() if row["metrics"]["MAE"]["best"]]
+    ties = [label for label, row in rows.items() if row["metrics"]["MAE"]["tie"]]
+    assert sorted(best + ties) == ["another", "good"]
+    assert len(best) == 1
+
+
+def test_the_family_of_a_metric_spans_the_data_sets(maker: Maker) -> None:
+    for data in "ab":
+        maker.row("good", 0.5, data=data)
+        maker.row("terrible", 4.0, data=data)
+        maker.row("also bad", 4.0, data=data)
+    document = maker.document()
+    entries = [row["against"]["MAE"] for part in document["data"] for row in part["rows"] if row["against"]]
+    assert [entry["family"] for entry in entries] == [4] * 4
+    assert [entry["p_holm"] for entry in entries] == pytest.approx(statistics.holm([entry["p"] for entry in entries]))
+
+
+def test_samples_in_another_order_are_paired_by_their_ids(maker: Maker) -> None:
+    maker.row("good", 0.5)
+    maker.row("other", 0.9)
+    expected = rows_of(maker.document())["other"]["against"]
+    shuffled = np.random.default_rng(1).permutation(N)
+    maker.store.database.execute("DELETE FROM runs WHERE id LIKE 'other%'")
+    maker.store.database.execute("UPDATE cells SET attempts = 0 WHERE model = 'other'")
+    maker.cells = [made for made in maker.cells if made.row == "good"]
+    maker.row("other", 0.9, order=shuffled)
+    assert rows_of(maker.document())["other"]["against"] == expected
+
+
+def test_what_cannot_be_recomputed_gets_no_interval_and_says_so(maker: Maker) -> None:
+    maker.row("good", 0.5)
+    maker.row("odd", 0.5, broken=0.01)
+    part = maker.document()["data"][0]
+    assert "no interval and no test for Has0_acc_2, Non0_acc_2, MAE, Corr" in part["notes"][0]
+    assert part["rows"][1]["metrics"]["MAE"]["mean"] is not None
+    assert part["rows"][1]["metrics"]["MAE"]["low"] is None
+    assert part["rows"][1]["against"] == {}
+
+
+def test_a_row_with_other_labels_is_not_compared(maker: Maker) -> None:
+    maker.row("good", 0.5)
+    maker.labels["a"] = maker.labels["a"] + np.float32(0.1)
+    maker.row("moved", 0.5)
+    part = maker.document()["data"][0]
+    assert part["notes"] == ["moved: no intervals, since its predictions are not known for the same samples"]
+    assert part["rows"][0]["metrics"]["MAE"]["low"] is not None
+    assert part["rows"][1]["against"] == {}
+
+
+def test_rows_without_predictions_runs_or_seeds_are_still_rows(maker: Maker) -> None:
+    maker.row("good", 0.5)
+    maker.row("part", 0.5, seeds=(1,))
+    maker.rows += [Row("mute", "mute"), Row("failed", "failed")]
+    mute, failed, missing = maker.cell("mute", 1, "a"), maker.cell("failed", 1, "a"), maker.cell("part", 2, "a")
+    maker.finish(mute, record_of(mute.spec, {"MAE": 0.9, "Corr": None}, id="mute"), None)
+    for made in (failed, missing):
+        assert maker.store.claim(made.key, "t", 0)
+        assert maker.store.fail(made.key, "t", "out of memory")
+    document = maker.document()
+    rows = rows_of(document)
+    assert rows["mute"]["metrics"]["MAE"]["mean"] == 0.9
+    assert rows["mute"]["metrics"]["Corr"]["mean"] is None
+    assert rows["failed"]["metrics"]["MAE"]["mean"] is None
+    assert "1 of 2 runs" in rows["part"]["notes"]
+    assert rows["part"]["against"]["MAE"]["p"] is not None
+    assert [(failure["row"], failure["seed"], failure["error"]) for failure in document["failures"]] == [
+        ("part", 2, "out of memory"), ("failed", 1, "out of memory")]
+    assert "failed" in writing.as_markdown(document)
+    screen.print_table(document, Console(file=io.StringIO(), width=100))
+
+
+def test_an_empty_store_makes_a_table_without_figures(maker: Maker) -> None:
+    maker.rows.append(Row("good", "good"))
+    maker.cell("good", 1, "a")
+    document = maker.document()
+    assert document["data"][0]["metrics"] == []
+    json.dumps(document, allow_nan=False)
+    writing.as_markdown(document)
+
+
+def test_classes_have_intervals_too(maker: Maker) -> None:
+    names, rng = ["sad", "happy"], np.random.default_rng(0)
+    labels = rng.integers(0, 2, N)
+    known = measures({"dataset_name": "iemocap4", "label_names": names}, ["WA", "UA", "Weighted_F1", "F1_sad"])
+    for label, noise in (("good", 0.3), ("bad", 30.0)):
+        maker.rows.append(Row(label, label))
+        made = maker.cell(label, 1, "a")
+        made.spec["settings"] = {"label_names": names}
+        scores = (np.eye(2)[labels] + rng.normal(0, noise, (N, 2))).astype(np.float32)
+        test = {name: float(measure.of(scores, labels)) for name, measure in known.items()}
+        maker.finish(made, record_of(made.spec, test, id=label), Samples(maker.ids, labels, scores))
+    rows = rows_of(maker.document())
+    assert {entry["verdict"] for entry in rows["bad"]["against"].values()} == {"worse"}
+    assert set(rows["bad"]["against"]) == set(known)
+    assert rows["good"]["metrics"]["UA"]["low"] < rows["good"]["metrics"]["UA"]["mean"]
+
+
+def test_mixed_code_is_noted(maker: Maker) -> None:
+    maker.row("good", 0.5)
+    maker.row("old", 0.5, git_commit="1" * 40)
+    notes = maker.document()["data"][0]["notes"]
+    assert notes == ["runs by different code: 000000000000, 111111111111"]
+
+
+def test_every_form_holds_the_same_figures(maker: Maker, tmp_path: Path) -> None:
+    maker.row("good", 0.5)
+    maker.row("bad_one", 4.0)
+    maker.row("line", 1.0, seeds=(0,), sanity=True)
+    document = maker.document()
+    paths = writing.write_all(document, tmp_path / "out")
+    assert [path.name for path in paths] == ["compare.json", "compare.csv", "compare.md", "compare.tex"]
+    assert json.loads(paths[0].read_text()) == document
+    mean, low = (document["data"][0]["rows"][1]["metrics"]["MAE"][key] for key in ("mean", "low"))
+    lines = list(csv.DictReader(io.StringIO(paths[1].read_text())))
+    assert len(lines) == 3 * len(NAMES)
+    (line,) = [line for line in lines if (line["row"], line["metric"]) == ("bad_one", "MAE")]
+    assert (float(line["mean"]), float(line["low"])) == (mean, low)
+    assert line["verdict"] == "worse"
+    assert line["checkpoint"] == "lowest valid Loss"
+    assert line["rule"] == "mean absolute error, lower is better"
+    markdown, latex = paths[2].read_text(), paths[3].read_text()
+    assert f"{mean:.3f}" in markdown
+    assert f"{mean:.3f}" in latex
+    assert "**" in next(text for text in markdown.splitlines() if text.startswith("| good"))
+    assert "**" not in next(text for text in markdown.splitlines() if text.startswith("| bad_one"))
+    assert re.search(r"bad_one against good: worse on .*MAE \(\+", markdown)
+    assert "samples with label 0 are left out" in markdown
+    assert r"bad\_one" in latex
+    assert latex.count(r"\midrule") == 2, "a line between models and sanity rows"
+    assert [latex.count(word) for word in (r"\toprule", r"\bottomrule")] == [1, 1]
+    for text in latex.splitlines():
+        if text.endswith(r"\\"):
+            assert text.count(" & ") == len(NAMES)
+    screen_text = io.StringIO()
+    screen.print_table(document, Console(file=screen_text, width=70), paths)
+    for name in NAMES:
+        assert name in screen_text.getvalue()
+    assert f"{mean:.3f}" in screen_text.getvalue()
+
+
+def test_latex_prints_what_it_is_given() -> None:
+    assert writing.escaped(r"a_b & 5 % {x} ~^ \ #$") == (
+        r"a\_b \& 5 \% \{x\} \textasciitilde{}\textasciicircum{} \textbackslash{} \#\$")
