@@ -221,6 +221,7 @@ def test_a_second_call_goes_on_as_if_the_first_had_not_stopped(
 
     assert view(parts[2]) == view(whole)
     assert len({json.dumps(settings) for settings, _, _ in view(whole)}) == 15
+    assert [trial["number"] for trial in by_number(whole)][:10] == list(range(10)), "no random draw was a repetition"
     assert found("lmf", tiny, folders, 15, **LMF).trials == parts[2].trials, "nothing was left to do"
 
 
@@ -272,6 +273,8 @@ def test_ctrl_c_leaves_the_study_usable_and_the_trial_in_the_queue(
     for key in ("learning_rate", "shape"):
         assert interrupted[key] == next_one[key]
     assert len(trained) == 5
+    attributes = [trial.user_attrs for trial in study.open_study(one.search).trials]
+    assert [each["losses"] for each in attributes if "losses" in each] == [0], "an interrupt is no crash"
 
 
 # What comes out
@@ -293,7 +296,7 @@ def test_the_file_of_the_best_gives_the_very_settings_of_the_trial(
 
 def test_the_file_of_the_best_for_every_model_with_a_space(tmp_path: Path) -> None:
     known = catalogue()
-    written = []
+    written, kinds = [], set()
     for name, model in known.models.items():
         if not model.tuning.get("debugParams"):
             continue
@@ -307,9 +310,11 @@ def test_the_file_of_the_best_for_every_model_with_a_space(tmp_path: Path) -> No
             fake = dataclasses.make_dataclass("Job", ["resolved", "model", "dataset"])(resolved, name, dataset)
             result.write_best(fake, chosen, tmp_path / "best.json")
             got = resolve(name, dataset, config=tmp_path / "best.json").settings
-            assert {key: got[key] for key in chosen} == chosen, name
+            assert got == {**resolved.settings, **chosen}, name
+            kinds.add(name in json.loads((tmp_path / "best.json").read_text()))
             written.append(name)
     assert len(set(written)) >= 15
+    assert kinds == {False, True}, "flat where that is enough, a section where it is not"
 
 
 @pytest.mark.parametrize("mended", [False, True])
