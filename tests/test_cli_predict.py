@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import io
 import json
+import pickle
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +13,7 @@ import numpy as np
 import pytest
 
 from mmsa_decalign.cli import main
+from mmsa_decalign.data.convert import convert
 from mmsa_decalign.data.reading import read_features
 from mmsa_decalign.data.synthetic import write_synthetic
 
@@ -89,9 +91,11 @@ def test_one_sample(predict: Any, features: Path) -> None:
     ("arguments", "message"),
     [
         (["--split", "tset"], "--split tset: the file has no such split; did you mean 'test'?"),
-        (["--sample", "x"], "--sample x: not among the samples of train, valid, test"),
+        (["--sample", "x"], "--sample x: not among the samples of train, valid, test; ids there look like"),
         (["--out", "x.xls"], "expected a name that ends in .csv or .json"),
         (["--out", "absent/x.csv"], "in a folder that exists"),
+        (["--out", "/proc/x.csv"], "--out /proc/x.csv: cannot be written"),
+        (["--pretrained", "."], "--pretrained .: the checkpoint, of 'decalign', has no text encoder"),
         (["--format", "xml"], "--format: unknown 'xml'; valid: csv, json"),
         (["--json", "--format", "csv"], "leave one out"),
         (["--batch-size", "0"], "'0': expected a whole number from 1"),
@@ -108,15 +112,57 @@ def test_mistakes(arguments: list[str], message: str, predict: Any) -> None:
     assert len(err.splitlines()) <= 2
 
 
-def test_files_that_are_none(checkpoint: Path, features: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_files_that_are_none(
+    checkpoint: Path, features: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     before = features.read_bytes()
+    mapped, other, empty = (tmp_path / name for name in ("mapped.safetensors", "other.pkl", "empty.pth"))
+    convert(features, mapped)
+    other.write_bytes(pickle.dumps({"a": np.ones(3)}, protocol=4))
+    empty.touch()
     for arguments, message in (
-        ([str(features), str(features)], f"checkpoint {features}: is damaged, or holds more than tensors"),
+        ([str(features), str(features)], f"checkpoint {features}: is a feature file"),
+        ([str(mapped), str(features)], f"checkpoint {mapped}: is a feature file"),
+        ([str(other), str(features)], f"checkpoint {other}: is damaged, or holds more than tensors"),
+        ([str(empty), str(features)], f"checkpoint {empty}: is empty"),
+        ([str(tmp_path), str(features)], f"checkpoint {tmp_path}: is a folder"),
+        ([str(checkpoint), str(tmp_path)], f"{tmp_path}: is a folder"),
         ([str(checkpoint), str(checkpoint)], "is a zip archive (or a torch checkpoint)"),
         ([str(checkpoint.parent / "absent.pth"), str(features)], "no such file"),
         ([str(checkpoint)], "required: FEATURES"),
         ([str(checkpoint), str(features), "--format", "csv", "--out", str(features)], "are made from; name another"),
     ):
         assert main(["predict", *arguments]) == 2
-        assert message in capsys.readouterr().err
+        err = capsys.readouterr().err
+        assert message in err
+        assert len(err.splitlines()) <= 2
     assert features.read_bytes() == before
+
+
+def test_a_sample_of_another_split_and_a_slip_in_an_id(predict: Any, features: Path) -> None:
+    sample = read_features(features).splits["test"].ids[3]
+    assert f"--sample {sample}: is in split test, not in train, valid" in predict(
+        "--sample", sample, "--split", "train", "--split", "valid", code=2)[1]
+    slip = sample + "x"
+    (line,) = predict("--sample", slip, code=2)[1].splitlines()
+    assert f"--sample {slip}: not among the samples of train, valid, test; did you mean {sample!r}?" in line
+    (line,) = predict("--sample", slip, "--split", "train", code=2)[1].splitlines()
+    assert line.count("$_$") <= 2
+    assert len(line) < 200
+
+
+def test_a_checkpoint_that_test_chose_says_so(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    six = write_synthetic(tmp_path / "six.pkl", layout="iemocap", samples=(24, 12, 12))
+    folders = [part for name in ("model-save", "res-save", "log") for part in (f"--{name}-dir", str(tmp_path / name))]
+    for protocol, trained, chosen in (("paper_count", ["train", "valid"], "test"), ("session_valid", ["train"], "valid")):
+        assert main(["-m", "lf_dnn", "-d", "iemocap", "--feature-file", str(six), "--device", "cpu", "-s", "7", "-v", "0",
+                     "--protocol", protocol, "--set", "max_epochs=1", *folders]) == 0
+        checkpoint = max((tmp_path / "model-save").iterdir(), key=lambda path: path.stat().st_ctime)
+        capsys.readouterr()
+        for options in ([], ["--json"]):
+            assert main(["predict", str(checkpoint), str(six), "--device", "cpu", *options]) == 0
+            shown = capsys.readouterr()
+            warned = f"checkpoint {checkpoint}: SELECTED ON TEST (protocol paper_count): it was trained on train and valid"
+            assert (warned in shown.err) == (chosen == "test")
+        about = json.loads(shown.out)["checkpoint"]
+        assert (about["trained_on"], about["selected_on"]) == (trained, chosen)

@@ -47,8 +47,16 @@ class Parser(argparse.ArgumentParser):
 
 def guess(name: str, options: Iterable[str]) -> str:
     """The nearest option, and where all of them are listed."""
-    close = difflib.get_close_matches(name, list(options), n=1, cutoff=0.5)
+    close = [one for one in difflib.get_close_matches(name, list(options), n=5, cutoff=0.5) if _alike(name, one)]
     return (f"did you mean {close[0]!r}? " if close else "") + "--help lists all"
+
+
+def _alike(name: str, option: str) -> bool:
+    """Whether one may be a slip for the other: --model-save-dir is none for --res-save-dir, whose first word differs."""
+    pairs = list(zip(*(text.strip("-").lower().split("-") for text in (name, option)), strict=False))
+    if name.count("-") != option.count("-"):
+        return True
+    return all(difflib.SequenceMatcher(None, *pair).ratio() >= 0.5 for pair in pairs)
 
 
 def option_names(parser: argparse.ArgumentParser) -> list[str]:

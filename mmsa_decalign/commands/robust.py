@@ -68,7 +68,7 @@ def run(arguments: argparse.Namespace) -> None:
 
     rates = None if arguments.robust_rates is None else robust.parse_grid(arguments.robust_rates)
     out = None if arguments.robust_out is None else robust.table_path(arguments.robust_out)
-    picture = None if arguments.robust_plot is None else robust_report.picture_path(arguments.robust_plot)
+    picture = None if arguments.robust_plot is None else robust_report.checked_picture(arguments.robust_plot)
     jobs = {}
     for label in dict.fromkeys(arguments.robust_models):
         model, _, config = label.partition("@")

@@ -14,6 +14,7 @@ from ..errors import InputError
 from ..harness.config import resolve
 from ..settings import Settings
 from . import plan
+from .notes import ON_TEST
 
 FULL = "full"  # the reference row
 _BETWEEN = ("alpha", "beta", "transport_weight", "prototype_weight", "moments_weight", "mmd_weight")
@@ -99,10 +100,11 @@ def make_plan(
         seeds=seeds, pretrained=pretrained, data_root=data_root, device=device, with_sanity=False)
     about = {part.label: part.about for part in PARTS}
     for row in made.rows:
-        if row.label in chosen.rows and chosen.rows[row.label]:
-            sets = ", ".join(f"{name}={json.dumps(value)}" for name, value in chosen.rows[row.label].items())
+        own = row.label.removesuffix(f" ({ON_TEST})")
+        if chosen.rows.get(own):
+            sets = ", ".join(f"{name}={json.dumps(value)}" for name, value in chosen.rows[own].items())
             for data in made.data:
-                row.notes[data.label].append(f"{sets}" + (f" ({about[row.label]})" if row.label in about else ""))
+                row.notes[data.label].append(f"{sets}" + (f" ({about[own]})" if own in about else ""))
     made.notes.extend(f"left out, {label}: {reason}" for label, reason in chosen.left_out.items())
     return made
 

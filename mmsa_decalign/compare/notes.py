@@ -8,7 +8,10 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+from ..harness.classification import selects_on_test
 from ..harness.job import Job
+
+ON_TEST = "selected on test"
 
 
 def text_source(settings: Mapping[str, Any]) -> str:
@@ -16,6 +19,14 @@ def text_source(settings: Mapping[str, Any]) -> str:
     if settings.get("use_bert"):
         return f"token ids through {settings.get('pretrained')}"
     return "features of the file"
+
+
+def marked(label: str, settings: Mapping[str, Mapping[str, Any]]) -> str:
+    """The label of a row, settings by data set: with a mark where its checkpoint is chosen by the test split."""
+    chosen = [data for data, own in settings.items() if selects_on_test(own)]
+    if not chosen:
+        return label
+    return f"{label} ({ON_TEST}{'' if len(chosen) == len(settings) else ' of ' + ', '.join(chosen)})"
 
 
 def differences(job: Job, reference: Job, name: str) -> list[str]:

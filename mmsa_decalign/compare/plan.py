@@ -23,7 +23,7 @@ from ..harness.job import DEFAULT_SEEDS, Job, prepare
 from ..harness.mended import mendable
 from ..settings import MODALITIES
 from . import sanity
-from .notes import differences
+from .notes import differences, marked
 
 PROTOCOL = 1
 _TASK = ("train_mode", "label_names", "protocol")  # settings that say what is to be predicted, and on which splits
@@ -118,9 +118,13 @@ def make_plan(
     options = {"data_root": data_root, "device": device, "seeds": seeds, "mended": mended}
     cells: list[Cell] = []
     hashes: dict[Path, str] = {}
+    jobs_of = {one.label: _jobs(rows, one, pretrained, own_files, options) for one in data}
+    named = {row.label: marked(row.label, {name: jobs[row.label].resolved.settings for name, jobs in jobs_of.items()})
+             for row in rows}
+    rows, reference = [dataclasses.replace(row, label=named[row.label]) for row in rows], named[reference]
     trained = list(rows)
     for one in data:
-        jobs = _jobs(trained, one, pretrained, own_files, options)
+        jobs = {named[label]: job for label, job in jobs_of[one.label].items()}
         for row in trained:
             job = jobs[row.label]
             digest = _hash(job.feature_file, hashes)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import tempfile
 from collections.abc import Mapping
 from pathlib import Path
@@ -34,6 +35,12 @@ def find_record(wanted: str, store: Path, results: Path) -> dict[str, Any]:
     matching = [file for file in files if wanted and file.stem.rpartition("-")[2].startswith(wanted)]
     if len(matching) == 1:
         return _read(matching[0])
+    if wanted and path.exists():
+        raise InputError(f"{wanted}: is {'a folder' if path.is_dir() else 'no record of a run'}; expected a run's id, or "
+                         "the JSON file that it left in <res-save-dir>/runs")
+    if os.sep in wanted or path.suffix:
+        raise InputError(f"{wanted}: no such file; expected a run's id, or the JSON file that it left in "
+                         "<res-save-dir>/runs")
     what = "several runs have an id that begins so" if matching else "no run has this id"
     raise InputError(f"run {wanted!r}: {what}; looked in {store} and {results / 'runs'}.\n"
                      "Give an id from a table or a record, the JSON file of a record, or --store FILE")

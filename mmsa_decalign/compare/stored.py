@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from ..errors import InputError, RunError, nearest
-from .notes import differences
+from .notes import ON_TEST, differences, marked
 from .plan import Cell, Data, Plan, Row
 from .store import Store
 from .worker import job_of
@@ -34,6 +34,8 @@ def stored_plan(store: Store, reference: str | None = None) -> Plan:
         common = {name: value for name, value in spec.items() if name not in _OF_A_RUN}
         base, single = spec["model"], _single(spec)
         base += f": {single} only" if single else ""
+        if spec["kind"] != "sanity":
+            base = marked(base, {data: spec["settings"]})
         label = _free(base, data, common, same)
         sanity = spec["kind"] == "sanity" or single is not None
         row = rows.setdefault(label, Row(label, spec["model"], sanity=sanity))
@@ -102,6 +104,8 @@ def _free(name: str, data: str, common: Mapping[str, Any], same: Mapping[tuple[s
 
 def _reference(wanted: str | None, rows: list[Row]) -> str:
     models = [row.label for row in rows if not row.sanity] or [row.label for row in rows]
+    if wanted is not None and f"{wanted} ({ON_TEST})" in models and wanted not in models:
+        wanted = f"{wanted} ({ON_TEST})"
     if wanted is not None and wanted not in models:
         raise InputError(f"--reference {wanted}: no row of that name; {nearest(wanted, models)}")
     return wanted or next((row.label for row in rows if row.model == "decalign" and not row.sanity), models[0])

@@ -13,10 +13,11 @@ from typing import Any
 
 import numpy as np
 
+from ..harness.classification import selects_on_test
 from ..harness.metrics import LOWER_IS_BETTER, metric_rules
 from . import statistics
 from .measures import Measure, measures
-from .notes import text_source
+from .notes import ON_TEST, text_source
 from .plan import Data, Plan, Row
 from .statistics import ALPHA, LEVEL, RESAMPLES, Scores
 from .store import Samples, Store
@@ -42,6 +43,14 @@ ABOUT = {
             "tell from the best",
 }
 
+ABOUT_ON_TEST = {  # instead, where such rows are in the table
+    "checkpoint": f"one checkpoint a run; every metric is of that checkpoint. In rows marked ({ON_TEST}) the epoch was "
+                  "chosen by the test split, after training on train and valid together; in any other on validation",
+    "test": f"in rows marked ({ON_TEST}) the test split was read after every epoch and chose the checkpoint, so that "
+            "their figures are too good, and a verdict on them is none between equals; for any other row it is read "
+            "once, after the choice, and nothing is chosen by it",
+}
+
 
 @dataclass
 class _Result:
@@ -61,8 +70,9 @@ def make_table(plan: Plan, store: Store) -> dict[str, Any]:
     correct(parts)
     failures = [{"row": row["label"], "data": part["label"], **failure}
                 for part in parts for row in part["rows"] for failure in row["failed"]]
-    return {"table_version": TABLE_VERSION, "reference": plan.reference, "seeds": list(plan.seeds), "about": ABOUT,
-            "data": parts, "failures": failures}
+    on_test = any(selects_on_test(cell.spec["settings"]) for cell in plan.cells)
+    return {"table_version": TABLE_VERSION, "reference": plan.reference, "seeds": list(plan.seeds),
+            "about": {**ABOUT, **(ABOUT_ON_TEST if on_test else {})}, "data": parts, "failures": failures}
 
 
 def _one_data(plan: Plan, data: Data, store: Store) -> dict[str, Any]:
@@ -75,12 +85,11 @@ def _one_data(plan: Plan, data: Data, store: Store) -> dict[str, Any]:
     rows = [_row(one, data, names, known, boots.get(one.row.label)) for one in results]
     compare_with(rows, results, boots, known, plan.reference)
     mark_best(rows, results, boots, known, names)
-    first = records[0] if records else None
     return {
         "label": data.label, "dataset": data.dataset, "metrics": names,
         "lower_is_better": [name for name in names if name in LOWER_IS_BETTER],
         "rules": {name: rule for name, rule in metric_rules(data.dataset).items() if name in names},
-        "samples": first["features"]["samples"] if first else None,
+        "samples": _samples(records),
         "feature_files": sorted({record["features"]["path"] for record in records}),
         "notes": plan.notes + notes + _mixtures(records), "rows": rows,
     }
@@ -186,6 +195,15 @@ def _row(one: _Result, data: Data, names: list[str], known: list[Measure], boots
         "seconds": sum(record["wall_seconds"] for record in records) / len(records) if records else None,
         "peak_memory_mib": max(memory, default=None),
     }
+
+
+def _samples(records: Sequence[Mapping[str, Any]]) -> dict[str, int] | None:
+    """Of the file's splits; of those of the protocol that joins train and valid, where there is no other run."""
+    own = [record for record in records if not selects_on_test(record["settings"])]
+    if own or not records:
+        return own[0]["features"]["samples"] if own else None
+    joined = records[0]["features"]["samples"]
+    return {"train with valid": joined["train"], "test": joined["test"]}
 
 
 def _protocol(records: Sequence[Mapping[str, Any]]) -> dict[str, Any] | None:

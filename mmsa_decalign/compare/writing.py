@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from ..harness.files import write_text
+from .notes import ON_TEST
 
 NAME = "compare"
 _COLUMNS = ("data", "row", "model", "sanity", "metric", "mean", "std", "low", "high", "best", "tie", "runs",
@@ -89,8 +90,7 @@ def footnotes(document: Mapping[str, Any], part: Mapping[str, Any]) -> list[str]
     """What belongs under the table of one data set: rules, notes, protocol, failures."""
     lines = []
     if part["samples"]:
-        lines.append("train/valid/test " + "/".join(str(part["samples"][split]) for split in ("train", "valid", "test"))
-                     + "; " + ", ".join(Path(path).name for path in part["feature_files"]))
+        lines.append(f"{'/'.join(part['samples'])} {'/'.join(map(str, part['samples'].values()))}; " + ", ".join(Path(path).name for path in part["feature_files"]))
     lines += [f"{name}: {rule}" for name, rule in part["rules"].items() if "acc_2" in name or name in ("WA", "UA")]
     if part["lower_is_better"]:
         lines.append(f"lower is better: {', '.join(part['lower_is_better'])}")
@@ -150,9 +150,11 @@ def as_latex(document: Mapping[str, Any]) -> str:
                 cells.append(rf"\textbf{{{text}}}" if metric["best"] or metric["tie"] else text)
             lines.append(" & ".join([escaped(row["label"]), *cells]) + r" \\")
         seeds = ", ".join(map(str, document["seeds"]))
+        but = (f", but by the test split in rows marked ({ON_TEST}), whose figures are too good"
+               if any(ON_TEST in row["label"] for row in part["rows"]) else "")
         caption = (f"{part['label']}, test split: mean and population standard deviation over seeds {seeds}; bold: "
                    "best and what a paired permutation test (Holm) does not tell from it. "
-                   "Checkpoint chosen on validation.")
+                   f"Checkpoint chosen on validation{but}.")
         lines += [r"\bottomrule", r"\end{tabular}", rf"\caption{{{escaped(caption)}}}", r"\end{table}"]
         blocks.append("\n".join(lines))
     return "\n\n".join(blocks) + "\n"

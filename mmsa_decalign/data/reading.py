@@ -21,7 +21,16 @@ from ..errors import InputError
 from . import unpickling
 from .arrays import as_strings
 from .mapped import looks_mapped, made_of, read_mapped
-from .schema import MODALITIES, SPLITS, Features, check_splits, features_from_dict, require_key
+from .schema import (
+    MODALITIES,
+    SPLITS,
+    Features,
+    check_splits,
+    features_from_dict,
+    few,
+    repeated,
+    require_key,
+)
 
 logger = logging.getLogger("MMSA")
 
@@ -212,6 +221,11 @@ def _partners(
     if counts != {len(found)}:
         raise InputError(f"{here} has keys of different row counts.\n"
                          "Every key of a split needs one row per sample.")
+    for where, ids in ((here, found), (f"{main}: split {name!r}", wanted)):
+        if twice := repeated(ids):
+            raise InputError(f"{where} has the same id twice ({few(list(twice))}), so that its rows cannot be paired with "
+                             f"those of {main if ids is found else source}.\n"
+                             "Make the ids differ, or give both files the same ids in the same order.")
     row_of = {one: row for row, one in enumerate(found)}
     absent = [one for one in wanted if one not in row_of]
     if absent:
@@ -219,8 +233,5 @@ def _partners(
         raise InputError(f"{here} lacks {len(absent)} of the {len(wanted)} samples of {main}, {absent[0]!r} "
                          f"first{like}.\n"
                          "Extract the same samples under the same ids (without a key 'id' rows pair by position).")
-    if len(row_of) < len(found):
-        raise InputError(f"{here} has the same id twice and another order than {main}, so that rows cannot be paired.\n"
-                         "Bring the rows into the same order, or make the ids differ.")
     logger.info("%s: split %r, rows paired with those of %s by their ids", source, name, main)
     return [row_of[one] for one in wanted]

@@ -7,8 +7,10 @@ this border checks a feature file again. What may change here: further optional 
 
 from __future__ import annotations
 
+import difflib
 import logging
-from collections.abc import Mapping, MutableMapping
+from collections import Counter
+from collections.abc import Iterable, Mapping, MutableMapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -33,6 +35,7 @@ logger = logging.getLogger("MMSA")
 SPLITS = ("train", "valid", "test")
 MODALITIES = ("text", "audio", "vision")
 UNIMODAL = ("T", "A", "V")
+LABEL_KEYS = ("regression_labels", "classification_labels")
 REQUIRED_KEYS = (*MODALITIES, "regression_labels", "id", "raw_text")
 
 
@@ -109,7 +112,21 @@ def features_from_dict(
             )
     if zeroed:
         logger.warning("%s: values of -inf in 'audio' were set to 0 (%s)", sources.get("audio", path), _listing(zeroed))
+    for name, split in splits.items():
+        if twice := repeated(split.ids):
+            logger.warning("%s: split %r has %d samples whose id another one has, too (%s); each is taken for a sample "
+                           "of its own", path, name, sum(one in twice for one in split.ids), few(list(twice)))
     return Features(Path(path), sha256, splits, overrides or {})
+
+
+def repeated(ids: Iterable[str]) -> dict[str, int]:
+    """{id: how often} of those that occur more than once, in their order."""
+    return {one: number for one, number in Counter(ids).items() if number > 1}
+
+
+def few(names: Sequence[str], most: int = 3) -> str:
+    """The first of several names, quoted."""
+    return ", ".join(map(repr, names[:most])) + (", ..." if len(names) > most else "")
 
 
 def check_splits(data: Any, path: Path) -> None:
@@ -137,6 +154,17 @@ def require_key(raw: Mapping[str, Any], key: str, split: str, path: Path) -> Non
                          f"MMSA's layout needs {', '.join(REQUIRED_KEYS)} in every split.")
 
 
+def _require_labels(raw: Mapping[str, Any], split: str, path: Path) -> None:
+    """Refuse a split that has no key of labels, naming another only where it is a misspelt one."""
+    if "regression_labels" in raw:
+        return
+    others = {str(key).lower(): str(key) for key in raw if not str(key).startswith("regression_labels")}
+    meant = [others[close] for key in LABEL_KEYS for close in difflib.get_close_matches(key, others, n=1, cutoff=0.8)]
+    raise InputError(f"{path}: split {split!r} has no key {' and no '.join(map(repr, LABEL_KEYS))}, so that it has no "
+                     f"labels{f'; did you mean {meant[0]!r}?' if meant else '.'}\n"
+                     "One of the two is needed in every split, a number or a class for each sample.")
+
+
 def read_split(
     name: str, raw: MutableMapping[str, Any], path: Path, sources: Mapping[str, Path], zeroed: dict[str, int]
 ) -> Split:
@@ -144,7 +172,9 @@ def read_split(
     here = f"{path}: split {name!r}"
     only_classes = raw.get("regression_labels") is None and raw.get("classification_labels") is not None
     for key in REQUIRED_KEYS:
-        if not (only_classes and key == "regression_labels"):
+        if key == "regression_labels" and not only_classes:
+            _require_labels(raw, name, path)
+        elif key != "regression_labels":
             require_key(raw, key, name, sources.get(key, path))
 
     ids, raw_text = (as_strings(raw.pop(k), f"{here}, key {k!r}") for k in ("id", "raw_text"))

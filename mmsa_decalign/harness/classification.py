@@ -188,7 +188,7 @@ def cautions(args: Mapping[str, Any], features: Features, splits: Mapping[str, A
     if selects_on_test(args):
         yield (f"SELECTED ON TEST: protocol {PAPER_COUNT} trains on train and valid together and chooses the epoch by "
                "the test split, so that the test figures are too good; they compare with nothing that is chosen on "
-               "validation")
+               "validation. What the lines of the training call valid or VAL is the test split")
     if not all(split.class_names for split in features.splits.values()):
         order = ", ".join(f"{number} {name}" for number, name in enumerate(names))
         yield f"the file does not name its classes (key 'annotations'): taken for {order}"

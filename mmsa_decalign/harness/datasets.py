@@ -52,6 +52,8 @@ def locate(
     """The feature file to read; the synthetic one is made on first use. Raises InputError saying where it looked."""
     if feature_file:
         path = Path(feature_file).expanduser()
+        if path.is_dir():
+            raise InputError(f"feature file {path} is a folder; name the file inside it")
         if not path.is_file():
             raise InputError(f"feature file {path} does not exist; {_remedy(dataset)}")
         return path

@@ -19,6 +19,7 @@ from ..errors import InputError
 
 BERT_WIDTH = 768  # what MMSA writes into args for every text encoder
 UNKNOWN_TOKEN = 100  # what MMSA's incomplete data holds for a hidden word: [UNK] of every published BERT
+_REASON = 60  # letters of what the hub's client says that a message repeats
 HUB_SECONDS = 5  # transformers itself goes on asking for half a minute
 
 # MMSA's models that read token ids whatever `use_bert` says.
@@ -195,7 +196,7 @@ def _local(pretrained: str) -> Path | None:
 
 def _fetch(pretrained: str) -> Path:
     from huggingface_hub import HfApi, snapshot_download
-    from huggingface_hub.errors import RepositoryNotFoundError
+    from huggingface_hub.errors import OfflineModeIsEnabled, RepositoryNotFoundError
 
     try:
         # one question with a short limit; it also tells which files there are
@@ -205,8 +206,12 @@ def _fetch(pretrained: str) -> Path:
         return Path(snapshot_download(pretrained, allow_patterns=patterns))
     except RepositoryNotFoundError as error:
         raise InputError(f"text encoder {pretrained!r} is neither a folder nor on the hub;\n{_REMEDY}") from error
+    except OfflineModeIsEnabled as error:
+        raise InputError(f"text encoder {pretrained!r} is neither a folder nor in the local cache (HF_HUB_OFFLINE is "
+                         "set): --pretrained DIR") from error
     except Exception as error:  # of the HTTP library, the file system, the hub's own: all mean that it is not to be had
         reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+        reason = reason if len(reason) <= _REASON else f"{reason[:_REASON].rsplit(' ', 1)[0]} ..."
         raise InputError(f"text encoder {pretrained!r} is neither a folder nor in the local cache, and the hub cannot "
                          f"be asked ({reason});\n{_REMEDY}") from error
 

@@ -25,9 +25,9 @@ from ..errors import InputError, RunError
 from . import machine
 from .calls import calls_of
 from .checkpoints import Origin, origin_of
-from .classification import numbered
+from .classification import numbered, selects_on_test
 from .compat import overlaid
-from .config import Model, catalogue, find_dataset, find_model
+from .config import PAPER_COUNT, Model, catalogue, find_dataset, find_model
 from .datasets import SplitDataset
 from .encoders import check_encoder, check_tokens
 from .faults import faults_of
@@ -108,12 +108,18 @@ def predict(
         raise InputError(f"checkpoint {path}: model {model.name!r} reads the samples of a batch as steps of a "
                          "sequence, so that it has no prediction for a sample by itself; train it with --mended")
     if pretrained is not None:
+        if not origin.settings.get("use_bert"):
+            raise InputError(f"--pretrained {pretrained}: the checkpoint, of {model.name!r}, has no text encoder; "
+                             "leave the option out")
         origin.settings["pretrained"] = pretrained
+    if selects_on_test(origin.settings):
+        LOGGER.warning("checkpoint %s: SELECTED ON TEST (protocol %s): it was trained on train and valid, and test "
+                       "chose its epoch; none of these splits is held out", path, PAPER_COUNT)
     if origin.settings.get("use_bert") and origin.settings.get("pretrained"):
         check_encoder(origin.settings["pretrained"], baseline=origin.settings if model.plugin is None else None)
     files = {m: one for m, one in (files or {}).items() if one}
-    everything = read_given(file, files, origin)
-    rows = chosen(everything, splits, samples)
+    everything, elsewhere = read_given(file, files, origin, splits)
+    rows = chosen(everything, samples, elsewhere)
     flexible = model.plugin is not None
     given = {name: fit_steps(everything[name], origin, file, truncate=truncate, flexible=flexible) for name in rows}
     where = machine.pick_device(device)

@@ -8,6 +8,7 @@ refuses is refused here in the same words, since the same function checks it. Wh
 from __future__ import annotations
 
 import dataclasses
+import difflib
 import logging
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -15,6 +16,7 @@ from typing import Any
 
 import numpy as np
 
+from ..data.arrays import as_strings
 from ..data.reading import read_file, replace_modality
 from ..data.schema import MODALITIES, Split, read_split
 from ..errors import InputError, nearest
@@ -37,12 +39,16 @@ class Given:
     absent: tuple[str, ...] = ()
 
 
-def read_given(path: Path, files: Mapping[str, str | Path | None], origin: Origin) -> dict[str, Given]:
-    """Every split of a feature file, ``files`` replacing a modality each, checked, as long and wide as in training.
+def read_given(
+    path: Path, files: Mapping[str, str | Path | None], origin: Origin, splits: Sequence[str] = ()
+) -> tuple[dict[str, Given], dict[str, list[str]]]:
+    """The splits named (none or "all": every one that is not empty) of a feature file, ``files`` replacing a modality
+    each, checked, as wide as in training; and the ids in the other splits, which are not read further.
 
-    Raises InputError for what a training refuses too, and for features of another width than the checkpoint's.
+    Raises InputError for a split that is not there or empty, for what a training refuses too, and for features of
+    another width than the checkpoint's.
     """
-    data = _splits(read_file(path), path)
+    data, others = _wanted(_splits(read_file(path), path), splits, path)
     sources = {m: Path(file).expanduser() for m in MODALITIES if (file := files.get(m))}
     for modality, source in sources.items():
         other = _splits(read_file(source), source)
@@ -56,7 +62,38 @@ def read_given(path: Path, files: Mapping[str, str | Path | None], origin: Origi
     if zeroed:
         listing = ", ".join(f"{name} {count}" for name, count in zeroed.items())
         LOGGER.warning("%s: values of -inf in 'audio' were set to 0 (%s)", sources.get("audio", path), listing)
-    return given
+    return given, {name: _ids(raw) for name, raw in others.items()}
+
+
+def _wanted(
+    data: Mapping[str, dict[str, Any]], splits: Sequence[str], path: Path
+) -> tuple[dict[str, dict[str, Any]], dict[str, dict[str, Any]]]:
+    """The splits to predict for, in the order asked for, and the others."""
+    named = not (not splits or WHOLE in splits)
+    names = list(dict.fromkeys(splits)) if named else list(data)
+    for name in names:
+        if name not in data:
+            raise InputError(f"--split {name}: the file has no such split; {nearest(name, [*data, WHOLE])}")
+    empty = [name for name in names if not _samples(data[name])]
+    if empty and (named or len(empty) == len(names)):
+        raise InputError(f"{path}: split {empty[0]!r} is empty: there is nothing to predict")
+    if empty:
+        LOGGER.warning("%s: nothing to predict for split %s, which is empty", path, ", ".join(map(repr, empty)))
+    wanted = {name: data[name] for name in names if name not in empty}
+    return wanted, {name: raw for name, raw in data.items() if name not in wanted}
+
+
+def _samples(raw: Mapping[str, Any]) -> int:
+    """How many samples a split has."""
+    return next((count for key in (*_ARRAYS, "id") if (count := _rows(raw.get(key)))), 0)
+
+
+def _ids(raw: Mapping[str, Any]) -> list[str]:
+    """The ids in a split that has not been checked, as far as they can be read."""
+    try:
+        return as_strings(raw.get("id", []), "ids")
+    except InputError:
+        return []
 
 
 def _splits(data: Any, path: Path) -> dict[str, dict[str, Any]]:
@@ -101,7 +138,7 @@ def _given(
     """One split, checked: with stand-ins for what prediction does not need, so that the checks of training apply."""
     settings = origin.settings
     tokens = bool(settings.get("use_bert"))
-    rows = next((count for key in (*_ARRAYS, "id") if (count := _rows(raw.get(key)))), 0)
+    rows = _samples(raw)
     absent = []
     for modality, width in zip(MODALITIES, origin.widths, strict=True):
         unread = modality not in settings.get("modalities", MODALITIES) or (modality == "text" and tokens)
@@ -203,12 +240,13 @@ def _longer(
     count, longest = int((own > steps).sum()), int(own.argmax())
     text = (f"{path}: {count} of {len(own)} samples have more than the {steps} step{'s' * (steps > 1)} of {modality} "
             f"that the checkpoint was trained on, {split.ids[longest]!r} has {own[longest]}")
-    if truncate and steps > 1:
-        LOGGER.warning("%s: cut (--truncate)", text)
+    if truncate:
+        LOGGER.warning("%s: cut (--truncate)%s", text,
+                       "; the first step is kept, not the average over them all" if steps == 1 else "")
         return steps
     if not flexible:
-        raise InputError(f"{text};\n" + ("give one average over the steps of a sample, as in training"
-                                         if steps == 1 else "cut them with --truncate, as MMSA-FET cuts outliers"))
+        raise InputError(f"{text};\n" + ("give one average over the steps of a sample, as in training (--truncate would "
+                                         "keep the first step alone)" if steps == 1 else "cut them with --truncate, as MMSA-FET cuts outliers"))
     LOGGER.warning("%s: the model takes them whole, but has seen none so long; --truncate cuts them", text)
     return int(own.max())
 
@@ -222,21 +260,30 @@ def _check_aligned(origin: Origin, found: Mapping[str, int], trained: Mapping[st
                          "sound and picture share a step; align them first (MMSA-FET: \"align\" in its config)")
 
 
-def chosen(given: Mapping[str, Given], splits: Sequence[str], samples: Sequence[str]) -> dict[str, list[int]]:
-    """The rows to predict for, by split: of the splits named (none or "all": every one) those with the ids named.
+def chosen(
+    given: Mapping[str, Given], samples: Sequence[str], elsewhere: Mapping[str, Sequence[str]]
+) -> dict[str, list[int]]:
+    """The rows to predict for, by split: those with the ids named, or all. ``elsewhere``: the ids of other splits.
 
-    Raises InputError for a split or an id that is not there.
+    Raises InputError for an id that is not there, with the split that has it or the nearest id.
     """
-    names = list(given) if not splits or WHOLE in splits else list(dict.fromkeys(splits))
-    for name in names:
-        if name not in given:
-            raise InputError(f"--split {name}: the file has no such split; {nearest(name, [*given, WHOLE])}")
     if not samples:
-        return {name: list(range(len(given[name].split))) for name in names}
-    rows = {name: [row for row, one in enumerate(given[name].split.ids) if one in set(samples)] for name in names}
+        return {name: list(range(len(one.split))) for name, one in given.items()}
+    rows = {name: [row for row, sample in enumerate(one.split.ids) if sample in set(samples)]
+            for name, one in given.items()}
     present = {given[name].split.ids[row] for name, own in rows.items() for row in own}
     for sample in samples:
         if sample not in present:
-            close = nearest(sample, [one for name in names for one in given[name].split.ids])
-            raise InputError(f"--sample {sample}: not among the samples of {', '.join(names)}; {close[:200]}")
+            other = next((name for name, ids in elsewhere.items() if sample in ids), None)
+            raise InputError(f"--sample {sample}: " + (
+                f"is in split {other}, not in {', '.join(given)}" if other is not None else
+                f"not among the samples of {', '.join(given)}; {_closest(sample, given, elsewhere)}"))
     return {name: own for name, own in rows.items() if own}
+
+
+def _closest(sample: str, given: Mapping[str, Given], elsewhere: Mapping[str, Sequence[str]]) -> str:
+    """The nearest id, never all of them: a file has thousands."""
+    where = {one: f" (of split {name})" for name, ids in elsewhere.items() for one in ids}
+    where |= {one: "" for split in given.values() for one in split.split.ids}
+    close = difflib.get_close_matches(sample, where, n=1, cutoff=0.5)
+    return f"did you mean {close[0]!r}{where[close[0]]}?" if close else f"ids there look like {next(iter(where))!r}"

@@ -15,7 +15,9 @@ from typing import Any
 
 from ..data.reading import sha256_of
 from ..errors import InputError
-from .files import write_text
+from .checkpoints import Origin
+from .classification import selects_on_test
+from .destinations import check_destination, write_destination
 from .predict import Predictions
 from .progress import stderr_console
 
@@ -34,10 +36,8 @@ def format_of(wanted: str | None, out: str | None) -> str:
 
 
 def check_out(out: str, *sources: str | Path | None) -> Path:
-    """The file to write, before anything is computed: refused where it is one of those read, or has no folder."""
-    path = Path(out).expanduser()
-    if path.is_dir() or not path.absolute().parent.is_dir():
-        raise InputError(f"--out {out}: expected the name of a file in a folder that exists")
+    """The file to write, before anything is computed: refused where it is one of those read, or cannot be."""
+    path = check_destination("--out", out)
     for source in sources:
         if source is not None and path.exists() and Path(source).expanduser().exists() and path.samefile(
                 Path(source).expanduser()):
@@ -71,7 +71,8 @@ def document(found: Predictions, rows: list[dict[str, Any]] | None = None) -> di
     made = {
         "schema_version": 1,
         "checkpoint": {"path": str(found.checkpoint), "sha256": sha256_of(found.checkpoint), "model": origin.model,
-                       "dataset": origin.dataset, "seed": origin.seed, "id": origin.id, "mended": origin.mended},
+                       "dataset": origin.dataset, "seed": origin.seed, "id": origin.id, "mended": origin.mended,
+                       **_seen_by(origin)},
         "features": {"path": str(found.features), "sha256": found.sha256, "replaced": found.replaced},
         "device": found.device,
         "batch_size": found.batch_size,
@@ -79,6 +80,12 @@ def document(found: Predictions, rows: list[dict[str, Any]] | None = None) -> di
         "metrics": {split.name: _finite(split.metrics) for split in found.splits if split.metrics},
     }
     return made if rows is None else {**made, "predictions": rows}
+
+
+def _seen_by(origin: Origin) -> dict[str, Any]:
+    """Which splits of its run a checkpoint was trained on, and which one chose its epoch."""
+    by_test = selects_on_test(origin.settings)
+    return {"trained_on": ["train", "valid"] if by_test else ["train"], "selected_on": "test" if by_test else "valid"}
 
 
 def as_csv(rows: list[dict[str, Any]]) -> str:
@@ -99,7 +106,7 @@ def as_csv(rows: list[dict[str, Any]]) -> str:
 def write(found: Predictions, path: Path, kind: str) -> None:
     """Write the predictions to a file, in one step."""
     rows = rows_of(found)
-    write_text(path, as_csv(rows) if kind == "csv" else as_json(document(found, rows)))
+    write_destination(path, as_csv(rows) if kind == "csv" else as_json(document(found, rows)))
 
 
 def as_json(made: dict[str, Any]) -> str:

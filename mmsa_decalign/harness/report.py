@@ -10,6 +10,8 @@ from rich.console import Console
 from rich.measure import Measurement
 from rich.table import Table
 
+from ..data.schema import SPLITS
+from .absence import in_words
 from .config import STANDS_FOR, Catalogue, classes_of
 from .faults import faults_of
 from .metrics import LOWER_IS_BETTER, metric_rules, why_no_number
@@ -76,13 +78,15 @@ def _caption(outcome: Any) -> str:
     best = "lowest" if selection["mode"] == "min" else "highest"
     epochs = ", ".join(str(record["selection"]["epoch"]) for record in records)
     if selection["split"] == "test":
-        lines.append(f"SELECTED ON TEST: the checkpoint has the {best} {selection['metric']} of the test split (epoch "
-                     f"{epochs}), so that these figures are too good; protocol paper_count, trained on train and valid")
+        lines.append(f"SELECTED ON TEST: the checkpoint has the {best} {selection['metric']} of the test split"
+                     f"{_as_seen(records[0]['missing'])} (epoch {epochs}), so that these figures are too good; protocol "
+                     "paper_count, trained on train and valid")
     else:
         lines.append(f"checkpoint: {best} validation {selection['metric']} (epoch {epochs}); test split read once")
     seeds = f"{len(records)} seeds; std: population standard deviation" if len(records) > 1 else "1 seed"
     samples = records[0]["features"]["samples"]
-    lines.append(f"{seeds}; train/valid/test {samples['train']}/{samples['valid']}/{samples['test']}")
+    shown = _split_names(selection["split"] == "test")
+    lines.append(f"{seeds}; {'/'.join(shown.values())} {'/'.join(str(samples[split]) for split in shown)}")
     row = f"row added to {outcome.csv}" if outcome.csv else "no row added to MMSA's table, see above"
     lines.append(f"records: {job.res_save_dir / 'runs'}; {row}")
     lines += _missing(records)
@@ -107,17 +111,32 @@ def _classes(record: Mapping[str, Any], settings_of: str | None) -> list[str]:
     return lines
 
 
+def _split_names(on_test: bool) -> dict[str, str]:
+    """The splits of a run as people are told of them: protocol paper_count has no validation split."""
+    return {"train": "train with valid", "test": "test"} if on_test else {name: name for name in SPLITS}
+
+
+def _as_seen(missing: Mapping[str, Any] | None) -> str:
+    """With which gaps the test split was read for the choice of the checkpoint: those of training, not of the test."""
+    if missing is None:
+        return ""
+    return f" with the gaps of training ({in_words(missing['training'])})" if missing["training"] else " without gaps"
+
+
 def _missing(records: Sequence[Mapping[str, Any]]) -> list[str]:
     """How many samples lacked a modality, seed by seed, and what the model was shown instead."""
     about = records[0]["missing"]
     if about is None:
         return []
     lines = [f"an absent modality is {about['how']}"]
+    on_test = records[0]["selection"]["split"] == "test"
+    names = {**_split_names(on_test), **({"valid": "test"} if on_test else {})}
     for split in about["absent"]:
         counts = {m: [record["missing"]["absent"][split][m] for record in records] for m in about["absent"][split]}
         shown = ", ".join(f"{m} {' '.join(map(str, values))}" for m, values in counts.items() if any(values))
         samples = records[0]["features"]["samples"][split]
-        lines.append(f"absent of {samples} {split} samples, by seed: {shown or 'none'}")
+        when = " while the checkpoint was chosen" if on_test and split == "valid" else ""
+        lines.append(f"absent of {samples} {names[split]} samples{when}, by seed: {shown or 'none'}")
     return lines
 
 

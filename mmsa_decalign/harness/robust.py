@@ -18,8 +18,10 @@ from typing import Any
 
 from ..errors import InputError, RunError, nearest
 from .absence import MASKED, ZEROS, AbsentSplit, check_rates, in_use, parse_rate
+from .classification import selects_on_test
+from .config import PAPER_COUNT
 from .datasets import load_features, make_splits
-from .files import write_text
+from .destinations import check_destination, write_destination
 from .job import Job, check_folders
 from .metrics import LOWER_IS_BETTER, metric_rules
 from .records import plain, write_record
@@ -85,6 +87,9 @@ def plan(
             raise InputError("--modality all with a rate of 1: nothing would be left to look at; give --rates below 1")
         grid = grid[:-1]
     for label, job in jobs.items():
+        if selects_on_test(job.resolved.settings):  # rate 0 would be too good, and the fall from there too steep
+            raise InputError(f"{label}: protocol={PAPER_COUNT} chooses the checkpoint by the test split, which the curve "
+                             "is then measured on; leave the protocol out")
         for name in names:
             for rate in grid:
                 try:
@@ -170,19 +175,17 @@ def document(result: Robustness) -> dict[str, Any]:
 
 
 def table_path(out: str | Path) -> Path:
-    """``out``, if figures can be written there as its suffix says; raises InputError for another."""
+    """``out``, if figures can be written there, as its suffix says; raises InputError where not."""
     path = Path(out).expanduser()
     if path.suffix.lower() not in (".csv", ".json"):
         raise InputError(f"--out {out}: expected a name that ends with .csv or .json")
-    if not path.parent.is_dir():
-        raise InputError(f"--out {out}: there is no folder {path.parent}; make it first")
-    return path
+    return check_destination("--out", out)
 
 
 def write_table(result: Robustness, out: Path) -> None:
     """One row for each model, modality, rate and seed as CSV, or the document as JSON, in one step."""
     if out.suffix.lower() == ".json":
-        write_text(out, json.dumps(document(result), indent=1, allow_nan=False) + "\n")
+        write_destination(out, json.dumps(document(result), indent=1, allow_nan=False) + "\n")
         return
     stream = io.StringIO()
     writer = csv.writer(stream, lineterminator="\n")
@@ -191,7 +194,7 @@ def write_table(result: Robustness, out: Path) -> None:
         figures = ["" if row["test"].get(name) is None else row["test"][name] for name in result.metrics]
         writer.writerow([row["model"], result.dataset, row["missing"], f"{row['rate']:g}", row["seed"],
                          "masked" if result.how[row["model"]] == MASKED else "zeros", *figures])
-    write_text(out, stream.getvalue())
+    write_destination(out, stream.getvalue())
 
 
 def _kept(text: str, out: Path | None) -> str:

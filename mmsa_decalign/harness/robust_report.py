@@ -14,6 +14,7 @@ from rich.measure import Measurement
 from rich.table import Table
 
 from ..data.plot import COLOURS, picture_path
+from .destinations import check_destination
 from .metrics import LOWER_IS_BETTER
 from .robust import Robustness
 
@@ -57,6 +58,12 @@ def _table(result: Robustness, metric: str, *, spread: bool) -> Table:
                      + (f" ± {points[rate][1]:.3f}" if spread else "") for rate in result.rates]
             table.add_row(model if missing == result.missing[0] else "", missing, *cells)
     return table
+
+
+def checked_picture(out: str | Path) -> Path:
+    """``out``, if a picture can be drawn and written there; raises InputError where not."""
+    picture_path(out)
+    return check_destination("--plot", out)
 
 
 def plot_curves(result: Robustness, out: str | Path) -> Path:

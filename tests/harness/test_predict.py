@@ -516,6 +516,25 @@ def test_a_longer_sequence(
     np.testing.assert_array_equal(decalign.predict(long, truncate=True).splits[0].outputs, cut)
 
 
+def test_a_longer_sequence_for_a_checkpoint_of_one_step(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    """What --truncate says of itself holds here too; what is kept is told."""
+    data = make_synthetic(samples=(16, 6, 8))
+    for split in (data["train"], data["valid"], data["test"]):
+        split.update({m: split[m][:, :1] for m in ("text", "audio", "vision")})
+        for key in ("text_bert", "text_lengths", "audio_lengths", "vision_lengths"):
+            split.pop(key, None)
+    small = {key: value for key, value in SMALL.items() if key not in ("conv_kernel_sizes", "num_epochs")}
+    done = train(tmp_path, "decalign", "synthetic", dump(tmp_path / "pooled.pkl", data),
+                 overrides={**small, "num_epochs": 1})
+    single = {m: data["test"][m][2] for m in ("text", "audio", "vision")}
+    first = done.predict(dump(tmp_path / "one.pkl", single)).splits[0].outputs
+    long = dump(tmp_path / "long.pkl", {m: np.concatenate([x, x + 1, x + 2]) for m, x in single.items()})
+    assert "give one average over the steps" in refused(lambda: done.predict(long))
+    np.testing.assert_array_equal(done.predict(long, truncate=True).splits[0].outputs, first)
+    assert "more than the 1 step of audio" in caplog.text
+    assert "cut (--truncate); the first step is kept, not the average" in caplog.text
+
+
 @pytest.mark.slow
 def test_a_longer_sequence_for_a_baseline(baseline: Callable[[str], Run], tmp_path: Path) -> None:
     done = baseline("self_mm")  # on token ids
@@ -585,7 +604,20 @@ def test_splits_and_samples(decalign: Run) -> None:
     two = decalign.predict(samples=[ids[5], ids[2]])
     assert [one.ids for one in two.splits] == [[ids[2], ids[5]]]  # in the file's order
     assert "did you mean 'test'?" in refused(lambda: decalign.predict(splits=["tset"]))
-    assert "not among the samples of test" in refused(lambda: decalign.predict(splits=["test"], samples=[ids[0]]))
+    assert "is in split valid, not in test" in refused(lambda: decalign.predict(splits=["test"], samples=[ids[0]]))
+
+
+def test_an_empty_split_hinders_no_other(decalign: Run, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    data = raw(decalign.features)
+    data["test"] = {key: value[:0] for key, value in data["test"].items()}
+    file = dump(tmp_path / "no test.pkl", data)
+    for options, names in (({"splits": ["train"]}, ["train"]), ({}, ["train", "valid"])):
+        found = decalign.predict(file, **options)
+        assert [one.name for one in found.splits] == names
+        np.testing.assert_array_equal(outputs(found, "train"), outputs(decalign.predict(), "train"))
+        assert ("nothing to predict for split 'test'" in caplog.text) == (not options)
+    assert "split 'test' is empty" in refused(lambda: decalign.predict(file, splits=["test"]))
+    assert "split 'test' is empty" in refused(lambda: decalign.predict(dump(file, {"test": data["test"]})))
 
 
 # Models that cannot, or not quite

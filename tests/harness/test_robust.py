@@ -13,6 +13,8 @@ import pytest
 from rich.console import Console
 
 from mmsa_decalign.cli import main
+from mmsa_decalign.data.synthetic import write_synthetic
+from mmsa_decalign.errors import RunError
 from mmsa_decalign.harness import robust, watch
 from mmsa_decalign.harness.robust_report import plot_curves, print_curves
 from mmsa_decalign.harness.runner import RunInterrupted, prepare, run
@@ -176,7 +178,11 @@ def test_the_command_prints_draws_and_stores(
         (["--modality", "sound"], "unknown 'sound'"),
         (["--metric", "mae"], "--metric 'mae': no metric of synthetic; did you mean 'MAE'"),
         (["--out", "figures.txt"], "expected a name that ends with .csv or .json"),
-        (["--out", "no/such/folder/a.csv"], "there is no folder no/such/folder"),
+        (["--out", "no/such/folder/a.csv"], "--out no/such/folder/a.csv: expected the name of a file in a folder that"),
+        (["--plot", "no/such/folder/a.png"], "--plot no/such/folder/a.png: expected the name of a file in a folder that"),
+        (["--out", "/proc/a.csv"], "--out /proc/a.csv: cannot be written"),
+        (["--plot", "/proc/a.png"], "--plot /proc/a.png: cannot be written"),
+        (["--feature-file", "."], "feature file . is a folder"),
         (["--plot", "figure.gif"], "ends with .png, .pdf or .svg"),
         (["-m", "lf_dn"], "did you mean 'lf_dnn'"),
         (["-m", "decalign@utterence"], "did you mean 'utterance'"),
@@ -185,12 +191,31 @@ def test_the_command_prints_draws_and_stores(
     ],
 )
 def test_mistakes_are_one_line_before_anything_is_trained(
-    options: list[str], message: str, tiny: Path, capsys: pytest.CaptureFixture[str]
+    options: list[str], message: str, tiny: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.setattr(robust, "train_and_test", lambda *_, **__: pytest.fail("a training has begun"))
     assert main(["robust", "-m", "lf_dnn", "-d", "synthetic", "--feature-file", str(tiny), *options]) == 2
     err = capsys.readouterr().err
     assert message in err
     assert err.count("\n") == 1
+
+
+def test_a_checkpoint_that_test_chooses_is_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Its curve would begin with a figure that is too good."""
+    six = write_synthetic(tmp_path / "six.pkl", layout="iemocap", samples=(24, 12, 12))
+    assert main(["robust", "-m", "lf_dnn", "-d", "iemocap", "--feature-file", str(six), "-s", "7", "--rates", "0,0.5",
+                 "--set", "protocol=paper_count", "--set", "max_epochs=1", *saved_in(tmp_path)]) == 2
+    shown = capsys.readouterr()
+    assert shown.out == ""
+    assert "lf_dnn: protocol=paper_count chooses the checkpoint by the test split" in shown.err
+    assert shown.err.count("\n") == 1
+
+
+def test_a_failing_write_names_the_file_of_the_user(tmp_path: Path) -> None:
+    out = tmp_path / "gone/figures.csv"
+    (tmp_path / "gone").write_text("a file where the folder was")
+    with pytest.raises(RunError, match=r"gone/figures.csv: cannot be written"):
+        robust.write_table(result_of(("a", "text", 0.0, 1, 1.0)), out)
 
 
 def test_a_modality_that_some_model_does_not_have_is_refused(tiny: Path, folders: dict[str, Path]) -> None:

@@ -188,13 +188,14 @@ def test_what_is_no_checkpoint_is_named(tmp_path: Path) -> None:
             read_checkpoint(path)
     save_file(STATE, path)
     whole = path.read_bytes()
-    for content in (b"", b"text", whole[:-1], whole[:9], whole[:30]):
+    for content in (b"text", whole[:-1], whole[:9], whole[:30]):
         path.write_bytes(content)
         with pytest.raises(InputError, match="is damaged"):
             read_checkpoint(path)
-    for absent in (tmp_path, tmp_path / "absent.pth"):
-        with pytest.raises(InputError, match="no such file"):
-            read_checkpoint(absent)
+    path.write_bytes(b"")
+    for wrong, message in ((path, "is empty"), (tmp_path, "is a folder"), (tmp_path / "absent.pth", "no such file")):
+        with pytest.raises(InputError, match=message):
+            read_checkpoint(wrong)
 
 
 # Converted files, by the harness

@@ -34,6 +34,8 @@ from mmsa_decalign.tune.result import Found
 from mmsa_decalign.tune.search import tune, tune_job
 
 LMF = {"max_epochs": 1}
+LONG = {"max_epochs": 100, "early_stop": 100}  # seconds: two workers are at work at a time, however slowly one begins
+ENDLESS = {"max_epochs": 100_000, "early_stop": 100_000}
 
 
 def job(model: str, tiny: Path, folders: dict[str, Path], *, seeds: tuple[int, ...] = (7,), config: Any = None,
@@ -371,7 +373,7 @@ def test_two_workers_share_a_study_and_one_that_is_killed_is_replaced(
 
     monkeypatch.setattr(search._Workers, "_start", start)
     monkeypatch.setattr(search._Lines, "look", kill_one)
-    one = tune(options("lmf", tiny, folders, max_epochs=20), 6, jobs=2, prune=False)
+    one = tune(options("lmf", tiny, folders, **LONG), 6, jobs=2, prune=False)
     assert killed
     assert [trial["state"] for trial in one.trials] == ["complete"] * 6
     assert len(started) == 3
@@ -383,7 +385,7 @@ def test_two_workers_share_a_study_and_one_that_is_killed_is_replaced(
     assert retried[0].state == TrialState.COMPLETE, "the trial of the killed one was done by another"
     assert not opened.get_trials(states=[TrialState.RUNNING, TrialState.WAITING])
     # A trial's score does not depend on who did it.
-    alone = tune_job(job("lmf", tiny, {**folders, "res_save_dir": folders["log_dir"]}, max_epochs=20,
+    alone = tune_job(job("lmf", tiny, {**folders, "res_save_dir": folders["log_dir"]}, **LONG,
                          **one.trials[0]["settings"]), 1)
     assert alone.trials[0]["value"] == one.trials[0]["value"]
 
@@ -392,11 +394,11 @@ def test_two_workers_share_a_study_and_one_that_is_killed_is_replaced(
 def test_the_workers_of_a_killed_search_end_and_the_next_call_does_their_trials(
     tiny: Path, folders: dict[str, Path], one_thread: None
 ) -> None:
-    given = options("lmf", tiny, folders, max_epochs=200, learning_rate=1e-7, factor_lr=1e-7)
+    given = options("lmf", tiny, folders, **ENDLESS)
     source = ("import json, sys; from mmsa_decalign.tune.search import tune;"
               "tune(json.loads(sys.argv[1]), 3, jobs=2, prune=False)")
     parent = subprocess.Popen([sys.executable, "-c", source, json.dumps(given)], start_new_session=True)
-    planned = study.Search(job("lmf", tiny, folders, max_epochs=200, learning_rate=1e-7, factor_lr=1e-7), "",
+    planned = study.Search(job("lmf", tiny, folders, **ENDLESS), "",
                            folders["res_save_dir"] / "tune" / "tune.sqlite", 3)
     planned = dataclasses.replace(planned, name=study.name_of(
         planned.job, load_features(tiny, planned.job.files)))
@@ -451,9 +453,9 @@ def test_ctrl_c_stops_the_workers(tiny: Path, folders: dict[str, Path], one_thre
     monkeypatch.setattr(search._Workers, "_start", start)
     monkeypatch.setattr(search._Lines, "look", look)
     with pytest.raises(RunInterrupted, match="0 of 3 trials finished"):
-        tune(options("lmf", tiny, folders, max_epochs=200, learning_rate=1e-7, factor_lr=1e-7), 3, jobs=2)
+        tune(options("lmf", tiny, folders, **ENDLESS), 3, jobs=2)
     assert all(process.poll() is not None for process in started)
-    planned = job("lmf", tiny, folders, max_epochs=200, learning_rate=1e-7, factor_lr=1e-7)
+    planned = job("lmf", tiny, folders, **ENDLESS)
     name = study.name_of(planned, load_features(tiny, planned.files))
     left = study.open_study(study.Search(planned, name, folders["res_save_dir"] / "tune" / "tune.sqlite", 3))
     states = [trial.state for trial in left.trials]

@@ -14,6 +14,7 @@ from typing import Any
 
 from ...errors import InputError, RunError
 from ...harness.files import write_text
+from ..notes import ON_TEST
 from ..plan import Data, Plan, Row
 from ..sanity import MAJORITY, MEDIAN
 from ..store import Store
@@ -125,7 +126,8 @@ def _stamp(row: Mapping[str, Any]) -> str:
     if protocol["checkpoint"].startswith("fitted"):
         return str(protocol["checkpoint"])
     epochs = ", ".join(map(str, protocol["epochs"]))
-    return f"checkpoint: {protocol['checkpoint']}, epoch {epochs}; text: {protocol['text']}; test read once"
+    once = "" if ON_TEST in row["label"] else "; test read once"
+    return f"checkpoint: {protocol['checkpoint']}, epoch {epochs}; text: {protocol['text']}{once}"
 
 
 def _sections(document: Mapping[str, Any], part: Mapping[str, Any], plan: Plan, data: Data, store: Store
@@ -140,12 +142,13 @@ def _sections(document: Mapping[str, Any], part: Mapping[str, Any], plan: Plan, 
     predicted = [_predictions(row, data, runs[row.label], store) for row in plan.rows
                  if row.model not in (MEDIAN, MAJORITY)]
     classes = any(record["settings"].get("label_names") for found in runs.values() for _, record in found)
+    instead = f" (the test split in rows marked {ON_TEST})" if any(ON_TEST in row.label for row in plan.rows) else ""
     sections = [
         ("Metrics with intervals", "Point: mean over the seeds, filled where it is the best (diamond) or not "
          f"distinguishable from the best; line: 95 % bootstrap interval; dashed: the reference, {plan.reference}. "
          "Grey: rows that a model should beat.", forests),
         ("Curves of the training", "Blue: what the model's trainer reports of the training split, terms without their "
-         "weights. Orange: validation, by which the checkpoint was chosen.", courses),
+         f"weights. Orange: validation{instead}, by which the checkpoint was chosen.", courses),
         ("Confusion matrices" if classes else "Prediction against truth",
          "Of the first seed's checkpoint, on the test split.", predicted),
         ("Time and memory", "Of one run, on the machine that did it.", pictures.costs(part)),
