@@ -52,10 +52,11 @@ def guess(name: str, options: Iterable[str]) -> str:
 
 
 def _alike(name: str, option: str) -> bool:
-    """Whether one may be a slip for the other: --model-save-dir is none for --res-save-dir, whose first word differs."""
-    pairs = list(zip(*(text.strip("-").lower().split("-") for text in (name, option)), strict=False))
+    """Whether one may be a slip for the other: not --model-save-dir for --res-save-dir, whose first words differ."""
     if name.count("-") != option.count("-"):
-        return True
+        joined = (text.replace("-", "").lower() for text in (name, option))
+        return difflib.SequenceMatcher(None, *joined).ratio() >= 0.75
+    pairs = zip(*(text.strip("-").lower().split("-") for text in (name, option)), strict=False)
     return all(difflib.SequenceMatcher(None, *pair).ratio() >= 0.5 for pair in pairs)
 
 

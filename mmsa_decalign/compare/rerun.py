@@ -36,8 +36,9 @@ def find_record(wanted: str, store: Path, results: Path) -> dict[str, Any]:
     if len(matching) == 1:
         return _read(matching[0])
     if wanted and path.exists():
-        raise InputError(f"{wanted}: is {'a folder' if path.is_dir() else 'no record of a run'}; expected a run's id, or "
-                         "the JSON file that it left in <res-save-dir>/runs")
+        what = "a folder" if path.is_dir() else "no record of a run"
+        raise InputError(f"{wanted}: is {what}; expected a run's id, or the JSON file that it left in "
+                         "<res-save-dir>/runs")
     if os.sep in wanted or path.suffix:
         raise InputError(f"{wanted}: no such file; expected a run's id, or the JSON file that it left in "
                          "<res-save-dir>/runs")

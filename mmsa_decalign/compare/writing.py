@@ -90,7 +90,8 @@ def footnotes(document: Mapping[str, Any], part: Mapping[str, Any]) -> list[str]
     """What belongs under the table of one data set: rules, notes, protocol, failures."""
     lines = []
     if part["samples"]:
-        lines.append(f"{'/'.join(part['samples'])} {'/'.join(map(str, part['samples'].values()))}; " + ", ".join(Path(path).name for path in part["feature_files"]))
+        counts = f"{'/'.join(part['samples'])} {'/'.join(map(str, part['samples'].values()))}"
+        lines.append(f"{counts}; " + ", ".join(Path(path).name for path in part["feature_files"]))
     lines += [f"{name}: {rule}" for name, rule in part["rules"].items() if "acc_2" in name or name in ("WA", "UA")]
     if part["lower_is_better"]:
         lines.append(f"lower is better: {', '.join(part['lower_is_better'])}")

@@ -223,8 +223,9 @@ def _partners(
                          "Every key of a split needs one row per sample.")
     for where, ids in ((here, found), (f"{main}: split {name!r}", wanted)):
         if twice := repeated(ids):
-            raise InputError(f"{where} has the same id twice ({few(list(twice))}), so that its rows cannot be paired with "
-                             f"those of {main if ids is found else source}.\n"
+            other = main if ids is found else source
+            raise InputError(f"{where} has the same id twice ({few(list(twice))}), so that its rows cannot be paired "
+                             f"with those of {other}.\n"
                              "Make the ids differ, or give both files the same ids in the same order.")
     row_of = {one: row for row, one in enumerate(found)}
     absent = [one for one in wanted if one not in row_of]

@@ -3,8 +3,8 @@
 The model is built from the settings that the checkpoint carries and predicts through its own trainer, as in the test
 run that made it, and in calls of the same shape: that run's predictions come back bit for bit. What
 training measured, the statistics of standardisation and clipping, is in the state dict; nothing is measured on the
-features to predict for. What may change here: how a model is brought to predict. Files are read in predict_features.py,
-results written in predict_output.py.
+features to predict for. What may change here: how a model is brought to predict. Files are read in predict_features.py
+and predict_steps.py, results written in predict_output.py.
 """
 
 from __future__ import annotations
@@ -32,7 +32,8 @@ from .datasets import SplitDataset
 from .encoders import check_encoder, check_tokens
 from .faults import faults_of
 from .mended import repaired
-from .predict_features import Given, chosen, fit_steps, read_given
+from .predict_features import Given, chosen, read_given
+from .predict_steps import fit_steps
 from .probe import predict as predict_by_trainer
 from .probe import quiet
 from .progress import quiet_mmsa

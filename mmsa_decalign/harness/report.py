@@ -79,8 +79,8 @@ def _caption(outcome: Any) -> str:
     epochs = ", ".join(str(record["selection"]["epoch"]) for record in records)
     if selection["split"] == "test":
         lines.append(f"SELECTED ON TEST: the checkpoint has the {best} {selection['metric']} of the test split"
-                     f"{_as_seen(records[0]['missing'])} (epoch {epochs}), so that these figures are too good; protocol "
-                     "paper_count, trained on train and valid")
+                     f"{_as_seen(records[0]['missing'])} (epoch {epochs}), so that these figures are too good; "
+                     "protocol paper_count, trained on train and valid")
     else:
         lines.append(f"checkpoint: {best} validation {selection['metric']} (epoch {epochs}); test split read once")
     seeds = f"{len(records)} seeds; std: population standard deviation" if len(records) > 1 else "1 seed"

@@ -88,8 +88,8 @@ def plan(
         grid = grid[:-1]
     for label, job in jobs.items():
         if selects_on_test(job.resolved.settings):  # rate 0 would be too good, and the fall from there too steep
-            raise InputError(f"{label}: protocol={PAPER_COUNT} chooses the checkpoint by the test split, which the curve "
-                             "is then measured on; leave the protocol out")
+            raise InputError(f"{label}: protocol={PAPER_COUNT} chooses the checkpoint by the test split, which the "
+                             "curve is then measured on; leave the protocol out")
         for name in names:
             for rate in grid:
                 try:

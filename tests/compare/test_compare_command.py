@@ -132,3 +132,26 @@ def test_a_rerun_says_what_came_back() -> None:
     assert (apart["came_back"], apart["changed"]) == (False, {"code": ["a", "b"]})
     assert "within 0.0003" in rerun.verdict(apart)
     assert "did not come back" in rerun.verdict(rerun.comparison(record(0.5), record(None)))
+
+
+def test_a_path_that_is_no_record_is_told_so(
+        folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    monkeypatch.setenv("HOME", str(tmp_path))
+    features = str(folder / "tiny.pkl")
+    for wanted, words in ((features, "is no record of a run"), (str(folder), "is a folder"), (".", "is a folder"),
+                          ("nope.json", "no such file"), (str(folder / "nope"), "no such file")):
+        assert main(["rerun", wanted]) == 2
+        said = capsys.readouterr().err
+        assert f"{wanted}: {words}; expected a run's id" in said
+        assert len(said.splitlines()) == 1
+
+
+@pytest.mark.parametrize(("option", "hint"), [
+    ("--model-save-dir", None), ("--res-sav-dir", "--res-save-dir"), ("--feature-fiel", "--feature-file"),
+    ("--featurefile", "--feature-file")])
+def test_a_hint_is_a_slip_of_the_option_and_no_other_one(
+        option: str, hint: str | None, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["rerun", "x", option, "y"]) == 2
+    said = capsys.readouterr().err
+    assert (f"did you mean {hint!r}?" if hint else "--help lists all") in said
+    assert hint is not None or "did you mean" not in said

@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 
 from mmsa_decalign.compare import sanity
+from mmsa_decalign.compare.notes import marked
 from mmsa_decalign.compare.plan import Plan, key_of, make_plan, unique
 from mmsa_decalign.data.synthetic import write_synthetic
 from mmsa_decalign.errors import InputError
@@ -146,3 +147,19 @@ def test_what_cannot_be_planned_is_refused_in_a_line(plan: Callable[..., Plan], 
                                                      ) -> None:
     with pytest.raises(InputError, match=words):
         plan(**options)
+
+
+def test_rows_that_are_selected_on_test_say_so_in_their_label(plan: Callable[..., Plan], tmp_path: Path) -> None:
+    six = write_synthetic(tmp_path / "six.pkl", layout="iemocap", samples=(60, 24, 24))
+    four = write_synthetic(tmp_path / "four.pkl", layout="iemocap4", samples=(60, 24, 24))
+    on_test = {"paper": {"protocol": "paper_count"}}
+    files = [f"iemocap={six}", f"iemocap4={four}"]
+    made = plan(["decalign", "paper=decalign"], files, overrides=on_test, with_sanity=True, reference="paper")
+    assert made.reference == "paper (selected on test)"
+    names = [row.label for row in made.rows]
+    assert names[:2] == ["decalign", "paper (selected on test)"]
+    for cell in made.cells:
+        assert (cell.spec["settings"].get("protocol") == "paper_count") == ("(selected on test)" in cell.row
+                or cell.spec["kind"] == "sanity")
+    assert {cell.row for cell in made.cells} == set(names)
+    assert marked("x", {"a": {"protocol": "paper_count"}, "b": {}}) == "x (selected on test of a)"

@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from test_report import CURVES, NASTY, built
+from test_report_page import CURVES, NASTY, built
 from test_table import Maker
 
 from mmsa_decalign.compare import statistics

@@ -99,3 +99,10 @@ def test_the_command_makes_every_form(store: Store, capsys: pytest.CaptureFixtur
     assert "lmf" in capsys.readouterr().out
     assert main(["report", str(out / "none.sqlite")]) == 2
     assert "does not exist" in capsys.readouterr().err
+
+
+def test_a_row_that_was_selected_on_test_is_marked(store: Store) -> None:
+    fill(store, "decalign")
+    fill(store, "decalign", protocol="paper_count")
+    fill(store, "lmf", protocol="session_valid")
+    assert [row.label for row in stored_plan(store).rows] == ["decalign", "decalign (selected on test)", "lmf"]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import dataclasses
 import io
 import json
 import re
@@ -17,6 +18,7 @@ from rich.console import Console
 from mmsa_decalign.compare import screen, statistics, table, writing
 from mmsa_decalign.compare.measures import measures
 from mmsa_decalign.compare.plan import Cell, Data, Plan, Row
+from mmsa_decalign.compare.report import page
 from mmsa_decalign.compare.store import Store
 from mmsa_decalign.harness.samples import Samples
 
@@ -243,3 +245,42 @@ def test_every_form_holds_the_same_figures(maker: Maker, tmp_path: Path) -> None
 def test_latex_prints_what_it_is_given() -> None:
     assert writing.escaped(r"a_b & 5 % {x} ~^ \ #$") == (
         r"a\_b \& 5 \% \{x\} \textasciitilde{}\textasciicircum{} \textbackslash{} \#\$")
+
+
+def test_what_was_selected_on_test_is_marked_in_every_form(maker: Maker, tmp_path: Path) -> None:
+    marked = "bad (selected on test)"
+    maker.row("good", 0.5)
+    own = maker.document()
+    assert own["about"] == table.ABOUT
+    assert "Checkpoint chosen on validation." in writing.as_latex(own)
+    chosen = {"epoch": 1, "metric": "WA", "mode": "max", "split": "test", "value": 1.0}
+    maker.row(marked, 0.5, selection=chosen)
+    maker.cells = [dataclasses.replace(made, spec={**made.spec, "settings": {**made.spec["settings"],
+                                       "protocol": "paper_count"}}) if made.row == marked else made
+                   for made in maker.cells]
+    document = maker.document()
+    for name in ("checkpoint", "test"):
+        assert "in rows marked (selected on test)" in document["about"][name].replace("In rows", "in rows")
+        assert document["about"][name] != table.ABOUT[name]
+    assert document["about"]["p"] == table.ABOUT["p"]
+    stream = io.StringIO()
+    screen.print_table(document, Console(file=stream, width=200), [])
+    plan = Plan(maker.rows, [Data("a", "mosi")], (1, 2), "good", maker.cells)
+    forms = {path.suffix: path.read_text() for path in writing.write_all(document, tmp_path)}
+    forms |= {"terminal": stream.getvalue(), "html": page.build(document, plan, maker.store)}
+    for name, text in forms.items():
+        assert marked in text, name
+        for claim in ("nothing is chosen by it", "chosen on the validation split"):
+            assert all("for any other row" in line for line in text.splitlines() if claim in line), name
+    assert "but by the test split in rows marked (selected on test)" in forms[".tex"]
+    assert "Checkpoint chosen on validation." not in forms[".tex"]
+
+
+def test_the_counts_of_joined_splits_are_those_of_the_protocol() -> None:
+    def record(protocol: str, train: int) -> dict[str, Any]:
+        return {"settings": {"protocol": protocol}, "features": {"samples": {"train": train, "valid": 3, "test": 3}}}
+
+    paper, own = record("paper_count", 9), record("session_valid", 7)
+    assert table._samples([paper]) == {"train with valid": 9, "test": 3}
+    assert table._samples([paper, own]) == {"train": 7, "valid": 3, "test": 3}
+    assert table._samples([]) is None

@@ -344,3 +344,17 @@ def test_an_override_without_some_of_the_samples(tmp_path, file, layout):
     twice = {name: {"id": [split["id"][1], *split["id"][1:], split["id"][0]],
                     "audio": [*split["audio"], split["audio"][0]]} for name, split in layout.items()}
     assert "has the same id twice" in refused(file, audio=dump(tmp_path / "twice.pkl", twice))
+
+
+@pytest.mark.parametrize("which", ["main", "other"])
+def test_pairing_by_id_names_the_ids_that_occur_twice(which, tmp_path, file, layout):
+    twice = {name: {**split, "id": [split["id"][0], *split["id"][:1], *split["id"][2:]]}
+             for name, split in layout.items()}
+    paths = [file, override(tmp_path, twice, "audio")]
+    if which == "main":
+        paths = [dump(tmp_path / "main.pkl", twice), override(tmp_path, layout, "audio")]
+    message = refused(paths[0], audio=paths[1])
+    assert f"{paths[which == 'other']}: split 'train' has the same id twice ('train$_$0')" in message
+    assert "lacks" not in message
+    by_position = read_features(dump(tmp_path / "both.pkl", twice), audio=override(tmp_path, twice, "audio"))
+    assert len(by_position.splits["train"]) == 5

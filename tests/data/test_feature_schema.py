@@ -89,6 +89,33 @@ def test_ids_and_sentences_become_strings(layout):
     assert {type(i) for s in features.splits.values() for i in s.ids + s.raw_text} == {str}
 
 
+def test_an_id_in_two_splits_is_no_matter_of_the_border(layout, caplog):
+    layout["valid"]["id"] = list(layout["train"]["id"][:3])  # another split may have the same
+    with caplog.at_level(logging.WARNING, "MMSA"):
+        check(layout)
+        assert not caplog.records
+
+
+def test_a_split_with_the_same_id_twice_warns(layout, caplog):
+    layout["train"]["id"] = ["a", "b", "a", "c", "b"]
+    with caplog.at_level(logging.WARNING, "MMSA"):
+        features = check(layout)
+    assert len(features.splits["train"]) == 5
+    (record,) = caplog.records
+    assert f"{FILE}: split 'train' has 4 samples whose id another one has, too ('a', 'b')" in record.getMessage()
+
+
+def test_a_file_without_labels_is_told_which_keys_are_labels(layout):
+    for split in layout.values():
+        split["regression_labels_T"] = split.pop("regression_labels")
+        split["vision_lengths"] = split["audio_lengths"]
+    message = refused(layout)
+    assert "split 'train' has no key 'regression_labels' and no 'classification_labels', so that it has no" in message
+    assert "did you mean" not in message
+    layout["train"]["regresion_labels"] = layout["train"]["regression_labels_T"]
+    assert "did you mean 'regresion_labels'?" in refused(layout)
+
+
 def test_splits_that_share_one_dictionary(layout):
     layout["test"] = layout["valid"]
     features = check(layout)

@@ -541,7 +541,9 @@ def test_paper_count_is_marked_everywhere(
     shown = " ".join(taken.out.split())
     assert "SELECTED ON TEST: the checkpoint has the highest Weighted_F1 of the test split" in shown
     assert "test split read once" not in taken.out
-    assert f"train/valid/test {SAMPLES[0] + SAMPLES[1]}/{SAMPLES[2]}/{SAMPLES[2]}" in taken.out
+    assert f"train with valid/test {SAMPLES[0] + SAMPLES[1]}/{SAMPLES[2]}" in taken.out
+    assert "train/valid/test" not in taken.out
+    assert "What the lines of the training call valid or VAL is the test split" in " ".join(taken.err.split())
     assert command(six, folders, "--protocol", "paper_count", "--json", "-v", "0", model=model) == 0
     document = json.loads(capsys.readouterr().out)
     assert document["classification"]["selected_on"] == "test"
@@ -562,6 +564,20 @@ def test_the_protocol_of_the_file_is_the_default_and_unmarked(
     taken = capsys.readouterr()
     assert "selected on test" not in (taken.out + taken.err).lower()
     assert "test split read once" in taken.out
+
+
+@pytest.mark.parametrize(("option", "words"), [
+    ("--missing-train", " with the gaps of training (text=0.5)"), ("--missing", " without gaps")])
+def test_paper_count_says_with_which_gaps_it_chose(
+    option: str, words: str, six: Path, folders: dict[str, Path], capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert command(six, folders, "--protocol", "paper_count", option, "text=0.5", "-v", "0") == 0
+    shown = " ".join(capsys.readouterr().out.split())
+    assert f"the highest Weighted_F1 of the test split{words} (epoch 1)" in shown
+    assert f"of {SAMPLES[2]} valid samples" not in shown
+    absent = (f"absent of {SAMPLES[0] + SAMPLES[1]} train with valid samples, by seed: text",
+              f"absent of {SAMPLES[2]} test samples while the checkpoint was chosen, by seed: text")
+    assert [one in shown for one in absent] == [option == "--missing-train"] * 2
 
 
 def test_paper_count_joins_train_and_valid(six: Path) -> None:

@@ -191,6 +191,29 @@ def test_a_name_without_network_is_answered_at_once(monkeypatch: pytest.MonkeyPa
     assert len(asked) == 1  # neither of these asks
 
 
+def test_a_long_answer_of_the_hub_and_its_being_off_are_said_shortly(monkeypatch: pytest.MonkeyPatch) -> None:
+    import huggingface_hub
+    from huggingface_hub.errors import OfflineModeIsEnabled
+
+    def refused_by(error: Exception) -> str:
+        def model_info(self: Any, name: str, timeout: float) -> Any:
+            raise error
+
+        monkeypatch.setattr(huggingface_hub.HfApi, "model_info", model_info)
+        with pytest.raises(InputError) as caught:
+            check_encoder("bert-no-such")
+        return str(caught.value)
+
+    off = refused_by(OfflineModeIsEnabled("Cannot reach the hub: offline mode is enabled. " * 4))
+    assert "neither a folder nor in the local cache (HF_HUB_OFFLINE is set)" in off
+    assert "Cannot reach" not in off
+    assert len(off.splitlines()) == 1
+    assert len(off) <= 120
+    long = refused_by(ConnectionError("a long story of what happened " * 10)).splitlines()[0]
+    assert "cannot be asked (a long story of what happened" in long
+    assert len(long) <= 180
+
+
 def test_a_name_that_the_hub_does_not_know(monkeypatch: pytest.MonkeyPatch) -> None:
     import huggingface_hub
     from huggingface_hub.errors import RepositoryNotFoundError

@@ -28,9 +28,15 @@ _WHEN = {"before": "before training", "after": "after training"}
 
 def pictures(label: str, states: Mapping[str, State], records: Sequence[Mapping[str, Any]]) -> list[Picture]:
     """All that there are: a DecAlign of one modality has no plan and no distances."""
-    made = [plan(label, states["after"]), maps(label, states, "unique"), maps(label, states, "common"),
+    split = split_of(records)
+    made = [plan(label, states["after"]), *(maps(label, states, kind, split) for kind in ("unique", "common")),
             distances(label, states), decoupling(label, states, records)]
     return [one for one in made if one is not None]
+
+
+def split_of(records: Sequence[Mapping[str, Any]]) -> str:
+    """The split that chose the checkpoint, and that its inside is shown on."""
+    return "test" if records[0]["selection"]["split"] == "test" else "validation"
 
 
 def plan(label: str, state: State) -> Picture | None:
@@ -72,7 +78,7 @@ def _dependence(joint: np.ndarray) -> float:
     return (sum(parts) - entropy(joint.ravel())) / min(parts) if min(parts) > 1e-9 else 0.0
 
 
-def maps(label: str, states: Mapping[str, State], kind: str) -> Picture:
+def maps(label: str, states: Mapping[str, State], kind: str, split: str) -> Picture:
     """Features of all modalities in the plane of their first two principal components, before and after training."""
     made, axes = svg.figure(2.75, 1, 2)
     told = []
@@ -101,7 +107,7 @@ def maps(label: str, states: Mapping[str, State], kind: str) -> Picture:
     rows = len(next(iter(states["after"].unique.values())))
     return Picture(f"{kind.capitalize()} features", f"A point a sample and modality{crosses}; each map has axes of its "
                    "own, so that only positions within one map compare.",
-                   f"Principal component maps of the {kind} features of {label}, {rows} validation samples, coloured "
+                   f"Principal component maps of the {kind} features of {label}, {rows} {split} samples, coloured "
                    f"by modality ({', '.join(states['after'].unique)}){crosses}: {'; '.join(told)}.",
                    svg.data_uri(made))
 
@@ -160,7 +166,7 @@ def distances(label: str, states: Mapping[str, State]) -> Picture | None:
 def decoupling(label: str, states: Mapping[str, State], records: Sequence[Mapping[str, Any]]) -> Picture:
     """The decoupling term over the epochs, as the records have it, and the mean squared cosine of the two states."""
     made, axes = svg.figure(2.4)
-    ax = axes[0, 0]
+    ax, split = axes[0, 0], split_of(records)
     chosen = records[0]["selection"]["epoch"]
     ends = [states[when].terms["decoupling"] for when in _WHEN]
     squared = records[0]["settings"].get("decoupling_power", 2) == 2
@@ -170,7 +176,7 @@ def decoupling(label: str, states: Mapping[str, State], records: Sequence[Mappin
     for line in lines:
         ax.plot(*zip(*line, strict=True), color=svg.BLUE, linewidth=1.2, alpha=0.9 if line is lines[0] else 0.5)
     ax.plot([0, chosen], ends, marker="o", color=svg.ORANGE, linestyle="none" if lines else "-", markersize=6,
-            label=f"validation, seed {records[0]['seed']}, before and after")
+            label=f"{split}, seed {records[0]['seed']}, before and after")
     if lines:
         ax.plot([], [], color=svg.BLUE, label="training batches, a line a seed")
     ax.legend(loc="best")
@@ -182,8 +188,8 @@ def decoupling(label: str, states: Mapping[str, State], records: Sequence[Mappin
               "The epochs hold no squared cosine: the two states are joined by a straight line. ")
     course = f"; over the epochs of training from {lines[0][0][1]:.4f} to {lines[0][-1][1]:.4f}" if lines else ""
     return Picture("Decoupling", f"Squared cosine between unique and common features, 0 is orthogonal. {source}Points: "
-                   "computed on the validation split before the first step and from the checkpoint.",
-                   f"Decoupling of {label}: mean squared cosine on validation {ends[0]:.4f} before training, "
+                   f"computed on the {split} split before the first step and from the checkpoint.",
+                   f"Decoupling of {label}: mean squared cosine on {split} {ends[0]:.4f} before training, "
                    f"{ends[1]:.4f} in the checkpoint of epoch {chosen}{course}.", svg.data_uri(made))
 
 

@@ -193,6 +193,6 @@ def _inside(row: Row, plan: Plan, data: Data, store: Store) -> dict[str, Any] | 
             made["why_not"] = str(error)
             continue
         ordered = [record, *(other for _, other in runs if other is not record)]
-        return {**made, "seed": spec["seed"], "pictures": inside.pictures(row.label, states, ordered),
-                "terms": inside.terms(states), "why_not": None}
+        return {**made, "seed": spec["seed"], "split": inside.split_of(ordered),
+                "pictures": inside.pictures(row.label, states, ordered), "terms": inside.terms(states), "why_not": None}
     return made if made["why_not"] else None
