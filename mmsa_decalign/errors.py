@@ -25,4 +25,9 @@ def nearest(name: str, valid: Iterable[str]) -> str:
     if close and len(valid) > 20:
         return f"did you mean {by_case[close[0]]!r}?"
     guess = f"did you mean {by_case[close[0]]!r}? " if close else ""
-    return f"{guess}valid: {', '.join(valid)}"
+    return f"{guess}valid: {', '.join(map(on_one_line, valid))}"
+
+
+def on_one_line(name: str) -> str:
+    """A name as it is, or quoted with its escapes if it would break the line: names come out of files, too."""
+    return name if name.isprintable() else repr(name)

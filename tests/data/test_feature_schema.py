@@ -197,6 +197,7 @@ REFUSALS = {
     "split is a list": (lambda d: d.update(test=[1]), ["split 'test' is a list", "dictionary"]),
     "split without content": (lambda d: d.update(test={}), ["split 'test' has no key 'text'", "it is empty"]),
     "misspelt key": (rename("test", "vision", "visoin"), ["split 'test' has no key 'vision'", "mean 'visoin'?"]),
+    "key that breaks the line": (rename("test", "vision", "vi\rsion"), ["no key 'vision'", "'vi\\rsion'"]),
     "no labels": (lambda d: d["valid"].pop("regression_labels"), ["split 'valid' has no key 'regression_labels'"]),
     "two axes": (set_key("train", "audio", np.ones((5, 3), np.float32)), ["'audio' has shape (5, 3)", "x[:, None, :]"]),
     "four axes": (set_key("train", "audio", np.ones((5, 1, 1, 3))), ["'audio' has shape (5, 1, 1, 3)"]),
