@@ -18,7 +18,7 @@ from typing import Any
 
 import torch
 from peer import Release, _imports_from
-from timing import Comparison, Spread, seconds, spread
+from timing import Comparison, Spread, compare, seconds, spread
 
 from mmsa_decalign.harness import runner
 
@@ -83,7 +83,4 @@ class Epochs:
 
 
 def _summary(times: list[list[float]]) -> Comparison | Spread:
-    columns = [spread(list(column)) for column in zip(*times, strict=True)]
-    if len(columns) == 1:
-        return columns[0]
-    return Comparison(*columns, spread([theirs / ours for ours, theirs in times]), len(times))
+    return compare(times) if len(times[0]) == 2 else spread([ours for (ours,) in times])

@@ -12,20 +12,17 @@ the videos that no fold tests on (see utterance_search.py), so that none is chos
 from __future__ import annotations
 
 import argparse
-import datetime
-import json
-import platform
 import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
+import timing
 from scipy.stats import sem
 from utterance_search import rounds
 
-from mmsa_decalign.harness import machine, robust, runner
+from mmsa_decalign.harness import robust, runner
 
 MODALITIES = ("text", "audio", "vision")
 METRICS = ("Non0_acc_2", "MAE")
@@ -108,28 +105,24 @@ def main() -> None:
         files = list(rounds(arguments.folds, Path(folder), arguments.deals)) if arguments.search else arguments.folds
         rows = SEARCHED if arguments.search else ROWS
         results: dict[str, Any] = {}
+        about = timing.surroundings()
         for row in rows:
             results[row[0]] = measure(files, arguments.seeds, row, Path(folder))
-            store(results, arguments)
-    print(store(results, arguments))
+            table = store(results, about, arguments)
+    print(table)
 
 
-def store(results: dict[str, Any], arguments: argparse.Namespace) -> str:
+def store(results: dict[str, Any], about: dict[str, Any], arguments: argparse.Namespace) -> str:
     """Write the table and the figures behind it; returns the table."""
-    commit, dirty, _ = (machine.git_commit(Path(__file__).parent) or "none").partition("-dirty")
     what = f"videos that no fold tests on, deals {arguments.deals} of 5 rounds" if arguments.search else (
         f"test splits of {', '.join(path.stem for path in arguments.folds)}")
-    head = (
-        f"{datetime.date.today()}, {platform.processor() or platform.machine()}, {torch.get_num_threads()} thread(s), "
-        f"torch {torch.__version__}, commit {commit[:12]}{dirty}, {what}, seeds {arguments.seeds}"
-    )
+    head = f"{timing.in_words(about)}, {about['threads']} thread(s), {what}, seeds {arguments.seeds}"
     table = (f"{head}\n\nNon0_acc_2 in per cent; difference: missing at test minus trained without it, ± standard "
              f"error over {'rounds' if arguments.search else 'folds and seeds'}\n\n"
              f"{markdown(results, arguments.search)}\n")
-    arguments.out.mkdir(parents=True, exist_ok=True)
+    about = about | {"of": what, "seeds": arguments.seeds}
     name = "missing_search" if arguments.search else "missing"
-    (arguments.out / f"{name}.md").write_text(table, encoding="utf-8")
-    (arguments.out / f"{name}.json").write_text(json.dumps({"about": head, "results": results}, indent=1) + "\n")
+    timing.store(arguments.out, name, table, {"about": about, "results": results})
     return table
 
 

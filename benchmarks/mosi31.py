@@ -9,9 +9,6 @@ by validation MAE. Nothing is chosen by looking at the test split.
 from __future__ import annotations
 
 import argparse
-import datetime
-import json
-import platform
 import tempfile
 from pathlib import Path
 
@@ -19,9 +16,10 @@ import numpy as np
 import torch
 from sklearn.linear_model import Ridge
 from sklearn.preprocessing import StandardScaler
+from timing import in_words, store, surroundings
 
 from mmsa_decalign.data.reading import read_features
-from mmsa_decalign.harness import machine, runner
+from mmsa_decalign.harness import runner
 
 MODELS = (  # name in the table, model, shipped configuration
     ("decalign (MOSI settings)", "decalign", None),
@@ -92,19 +90,13 @@ def main() -> None:
     parser.add_argument("--seeds", type=int, nargs="+", default=[1111, 1112, 1113])
     parser.add_argument("--out", type=Path, default=Path("benchmarks/results"))
     arguments = parser.parse_args()
+    about = surroundings()
     with tempfile.TemporaryDirectory() as scratch:
         results = {path.stem: measure(path, arguments.seeds, Path(scratch)) for path in arguments.folds}
-    commit, dirty, _ = (machine.git_commit(Path(__file__).parent) or "none").partition("-dirty")
-    commit = commit[:12] + dirty
-    head = (
-        f"{datetime.date.today()}, {platform.processor() or platform.machine()}, {torch.get_num_threads()} thread(s), "
-        f"torch {torch.__version__}, commit {commit}, seeds {arguments.seeds}"
-    )
+    head = f"{in_words(about)}, {about['threads']} thread(s), seeds {arguments.seeds}"
     table = f"{head}\n\n{markdown(results)}\n"
     print(table)
-    arguments.out.mkdir(parents=True, exist_ok=True)
-    (arguments.out / "mosi31.md").write_text(table, encoding="utf-8")
-    (arguments.out / "mosi31.json").write_text(json.dumps({"about": head, "results": results}, indent=1) + "\n")
+    store(arguments.out, "mosi31", table, {"about": about | {"seeds": arguments.seeds}, "results": results})
 
 
 if __name__ == "__main__":

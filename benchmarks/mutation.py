@@ -33,7 +33,6 @@ from rich.console import Console
 from rich.progress import track
 
 ROOT = Path(__file__).resolve().parents[1]
-OWN = {"mixture.py": "test_mixture.py", "transport.py": "test_transport.py", "sinkhorn.py": "test_sinkhorn.py"}
 OTHERS = ("tests/test_architecture.py::test_operators_and_reference_are_twins", "tests/oracle/test_properties.py",
           "tests/ops/test_transport.py", "tests/ops/test_losses.py"), ("tests/oracle/test_operators.py",)  # fmt: skip
 LEFT_OUT = (  # slow, and repeat what others see
@@ -216,7 +215,8 @@ def _run_tests(folder: Path, tests: tuple[str, ...]) -> None:
 
 def groups_of(file: str) -> list[tuple[str, ...]]:
     """Tests that see a file of the operators, in groups, fastest first; the empty one is a part of `mmsa verify`."""
-    return [(), (f"tests/ops/{OWN.get(file, 'test_losses.py')}",), *OTHERS]
+    own = f"tests/ops/test_{file}"
+    return [(), (own if (ROOT / own).is_file() else "tests/ops/test_losses.py",), *OTHERS]
 
 
 def passes(folder: Path, tests: tuple[str, ...]) -> bool:

@@ -9,8 +9,6 @@ Forward and backward in turns with the release, the same batch and the same numb
 from __future__ import annotations
 
 import argparse
-import json
-import math
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -159,12 +157,10 @@ def plot(rows: list[dict[str, Any]], path: Path) -> None:
 def report(document: dict[str, Any]) -> str:
     """The results as Markdown."""
     place = document["surroundings"]
-    versions = place["versions"]
     lines = [
         "# Operators", "",
-        f"`benchmarks/operators.py`, {place['date']}, commit {place['commit']}, {place['machine']}, "
-        f"{place['processors']} processors, load {place['load']}, Python {versions['python']}, "
-        f"torch {versions['torch']}. CUDA device: {place['gpu'] or 'none at hand; nothing here was measured on one'}.",
+        f"`benchmarks/operators.py`, {timing.in_words(place)}, Python {place['versions']['python']}. "
+        f"CUDA device: {place['gpu'] or 'none at hand; nothing here was measured on one'}.",
         "Forward and backward, float32 in and out; medians with quartiles.", "",
     ]  # fmt: skip
     if document["table"]:
@@ -176,7 +172,7 @@ def report(document: dict[str, Any]) -> str:
             "| --- | --- | --- | --- | --- | --- | --- | --- |",
         ]  # fmt: skip
         for row in document["table"]:
-            ours, theirs = (timing.Spread(*(1e3 * x for x in row[who])) for who in ("ours", "theirs"))
+            ours, theirs = (timing.milliseconds(timing.Spread(*row[who]), 2) for who in ("ours", "theirs"))
             rounds = row["solver_rounds"] if row["operator"] == "heterogeneity loss" else ""
             lines.append(f"| {row['operator']} | {row['features']} | {row['threads']} | {ours} | {theirs} | "
                          f"{timing.Spread(*row['ratio'])} | {row['fastest']:.2f} | {rounds} |")
@@ -211,12 +207,9 @@ def main() -> None:
         "memory": timing.peak_memory(__file__, "large_hetero", **LARGE),
         "curves": curves(release),
     }
-    arguments.out.mkdir(parents=True, exist_ok=True)
-    (arguments.out / "operators.json").write_text(json.dumps(document, indent=1) + "\n", "utf-8")
-    (arguments.out / "operators.md").write_text(report(document), "utf-8")
+    timing.store(arguments.out, "operators", report(document), document)
     plot(document["curves"], arguments.out / "operators.svg")
     for row in document["table"]:
-        assert math.isfinite(row["ratio"].median)
         print(row["operator"], row["features"], row["threads"], "threads:", row["ratio"])
 
 

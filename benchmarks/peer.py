@@ -15,7 +15,6 @@ import contextlib
 import importlib
 import importlib.util
 import io
-import subprocess
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -25,6 +24,8 @@ from typing import Any
 
 import torch
 from torch import Tensor
+
+from mmsa_decalign.harness.machine import git_commit
 
 CONFIGURATIONS = {
     "mosi": "dec_mosi_config.json", "mosei": "dec_mosei_config.json", "sims": "dec_sims_config.json",
@@ -48,9 +49,7 @@ class Release:
     @property
     def commit(self) -> str | None:
         """Commit of the checkout, where it is one."""
-        command = ["git", "-C", str(self.folder), "rev-parse", "HEAD"]
-        done = subprocess.run(command, capture_output=True, text=True, check=False)
-        return done.stdout.strip() or None
+        return git_commit(self.folder)
 
     def arguments(self, dataset: str, **changes: Any) -> SimpleNamespace:
         """The release's settings for a data set, from its own files; without BERT unless asked for."""

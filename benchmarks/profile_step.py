@@ -10,14 +10,13 @@ shapes of the step: nothing that computes them in the same precision can be fast
 from __future__ import annotations
 
 import argparse
-import json
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import torch
 from step import WORK, batch_of, our_model, our_step, settings_of
-from timing import Spread, measure, surroundings, threads
+from timing import in_words, measure, milliseconds, store, surroundings, threads
 from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.utils.flop_counter import FlopCounterMode
@@ -125,8 +124,7 @@ def profile(dataset: str, repeats: int, device: str) -> dict[str, Any]:
 def markdown(about: dict[str, Any], found: dict[str, dict[str, Any]]) -> str:
     """A table per data set's settings."""
     lines = [
-        f"{about['machine']}, {about['threads']} thread(s), load {about['load']}, device {about['device']}, "
-        f"{about['date']}, commit {about['commit']}, torch {about['versions']['torch']}. Medians.",
+        f"{in_words(about)}, {about['threads']} thread(s), device {about['device']}. Medians.",
         "", "No CUDA device was at hand: figures for one are missing." if about["gpu"] is None else "",
     ]
     for dataset, one in found.items():
@@ -134,18 +132,15 @@ def markdown(about: dict[str, Any], found: dict[str, dict[str, Any]]) -> str:
         speeds = ", ".join(f"{speed / 1e9:.0f} by {name}" for name, speed in one["speed"].items())
         lines += [
             "", f"## {dataset.upper()} settings", "",
-            f"Step {_ms(whole)}; matrix products {one['flop of the step'] / 1e9:.2f} GFLOP, this machine's speed "
-            f"{speeds} GFLOP/s: floor {one['floor'] * 1e3:.1f} ms, the step takes {whole.median / one['floor']:.1f} "
-            "times that.", "",
+            f"Step {milliseconds(whole, 2)} ms; matrix products {one['flop of the step'] / 1e9:.2f} GFLOP, this "
+            f"machine's speed {speeds} GFLOP/s: floor {one['floor'] * 1e3:.1f} ms, the step takes "
+            f"{whole.median / one['floor']:.1f} times that.", "",
             "| part, forward and backward | ms (quartiles) | share of the parts | GFLOP |", "| --- | --- | --- | --- |",
         ]
         for name, part in one["parts"].items():
-            lines.append(f"| {name} | {_ms(part)} | {part.median / total:.0%} | {one['flop'][name] / 1e9:.3f} |")
+            share, work = part.median / total, one["flop"][name] / 1e9
+            lines.append(f"| {name} | {milliseconds(part, 2)} | {share:.0%} | {work:.3f} |")
     return "\n".join(lines) + "\n"
-
-
-def _ms(of: Spread) -> str:
-    return f"{of.median * 1e3:.2f} ({of.low * 1e3:.2f} to {of.high * 1e3:.2f}) ms"
 
 
 def main() -> None:
@@ -161,10 +156,7 @@ def main() -> None:
         found = {dataset: profile(dataset, arguments.repeats, arguments.device) for dataset in WORK}
     text = markdown(about, found)
     print(text)
-    arguments.out.mkdir(parents=True, exist_ok=True)
-    (arguments.out / "profile_step.md").write_text(text, encoding="utf-8")
-    stored = json.dumps({"about": about, "results": found}, indent=1)
-    (arguments.out / "profile_step.json").write_text(stored + "\n", encoding="utf-8")
+    store(arguments.out, "profile_step", text, {"about": about, "results": found})
 
 
 if __name__ == "__main__":

@@ -10,7 +10,6 @@ would need more than --most-memory is left out for it. May change: sizes and wid
 from __future__ import annotations
 
 import argparse
-import json
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -19,7 +18,7 @@ import torch
 from peer import Release
 from rich.progress import track
 from step import batch_of, our_model, our_step, their_step
-from timing import measure, peak_memory, surroundings, threads
+from timing import in_words, measure, peak_memory, store, surroundings, threads
 
 STEPS, SAMPLES = (1, 5, 10, 20, 50, 100, 200, 500), (16, 32, 64, 128, 256, 512, 1024, 2048, 4096)
 WIDTH: dict[str, Any] = {
@@ -86,8 +85,7 @@ def plot(curves: dict[str, dict[str, list[dict[str, Any]]]], path: Path) -> None
 def markdown(about: dict[str, Any], curves: dict[str, dict[str, list[dict[str, Any]]]]) -> str:
     """One line a size."""
     lines = [
-        f"{about['machine']}, {about['threads']} thread(s), load {about['load']}, {about['date']}, commit "
-        f"{about['commit']}, torch {about['versions']['torch']}. A training step at d = 32, 2 layers; medians.", "",
+        f"{in_words(about)}, {about['threads']} thread(s). A training step at d = 32, 2 layers; medians.", "",
         "| N | T | ours, ms | ours, MB | release, ms | release, MB |", "| --- | --- | --- | --- | --- | --- |",
     ]
     for size in ("T", "N"):
@@ -121,10 +119,7 @@ def main() -> None:
         }  # fmt: skip
     text = markdown(about, curves)
     print(text)
-    arguments.out.mkdir(parents=True, exist_ok=True)
-    (arguments.out / "scaling.md").write_text(text, encoding="utf-8")
-    stored = json.dumps({"about": about, "results": curves}, indent=1)
-    (arguments.out / "scaling.json").write_text(stored + "\n", encoding="utf-8")
+    store(arguments.out, "scaling", text, {"about": about, "results": curves})
     plot(curves, arguments.out / "scaling.png")
 
 

@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import argparse
 import copy
-import json
 import os
 import tempfile
 from collections.abc import Callable
@@ -22,7 +21,7 @@ import torch
 from epoch import Epochs
 from peer import Release
 from rich.progress import track
-from timing import Comparison, Spread, alternate, measure, surroundings, threads
+from timing import Comparison, Spread, alternate, in_words, measure, milliseconds, store, surroundings, threads
 from torch import Tensor, nn
 
 from mmsa_decalign import DecAlign, from_release
@@ -150,9 +149,8 @@ def rows(release: Release | None, fold: Path | None, pairs: int, device: str) ->
 def markdown(about: dict[str, Any], tables: dict[int, dict[str, Comparison | Spread]]) -> str:
     """The tables with what they were measured on."""
     lines = [
-        f"{about['machine']}, {about['processors']} processors, load {about['load']}, device {about['device']}, "
-        f"{about['date']}, commit {about['commit']}, torch {about['versions']['torch']}, allocator "
-        f"{about['allocator'] or 'as it comes'}. Medians in ms (quartiles); the ratio is the median over pairs.", "",
+        f"{in_words(about)}, device {about['device']}, allocator {about['allocator'] or 'as it comes'}. Medians in ms "
+        "(quartiles); the ratio is the median over pairs.", "",
         "No CUDA device was at hand: figures for one are missing, not estimated." if about["gpu"] is None else "", "",
         "| work | threads | release, ms | ours, ms | release / ours | goal |", "| --- | --- | --- | --- | --- | --- |",
     ]
@@ -160,15 +158,11 @@ def markdown(about: dict[str, Any], tables: dict[int, dict[str, Comparison | Spr
         for name, one in found.items():
             theirs, ours, ratio = "", one, ""
             if isinstance(one, Comparison):
-                theirs, ours, ratio = _milliseconds(one.theirs), one.ours, str(one.ratio)
+                theirs, ours, ratio = milliseconds(one.theirs), one.ours, str(one.ratio)
             low, high = GOALS.get(name, ("", ""))
             goal = f"{low}, aim {high}" if low else ""
-            lines.append(f"| {name} | {number} | {theirs} | {_milliseconds(ours)} | {ratio} | {goal} |")
+            lines.append(f"| {name} | {number} | {theirs} | {milliseconds(ours)} | {ratio} | {goal} |")
     return "\n".join(lines) + "\n"
-
-
-def _milliseconds(of: Spread) -> str:
-    return f"{of.median * 1e3:.1f} ({of.low * 1e3:.1f} to {of.high * 1e3:.1f})"
 
 
 def main() -> None:
@@ -193,11 +187,8 @@ def main() -> None:
             tables[number] = rows(release, arguments.fold, arguments.pairs, arguments.device)
     text = markdown(about, tables)
     print(text)
-    arguments.out.mkdir(parents=True, exist_ok=True)
-    (arguments.out / f"{arguments.name}.md").write_text(text, encoding="utf-8")
     plain = {str(number): {name: one._asdict() for name, one in found.items()} for number, found in tables.items()}
-    stored = json.dumps({"about": about, "results": plain}, indent=1)
-    (arguments.out / f"{arguments.name}.json").write_text(stored + "\n", encoding="utf-8")
+    store(arguments.out, arguments.name, text, {"about": about, "results": plain})
 
 
 if __name__ == "__main__":

@@ -1,4 +1,5 @@
 """How the benchmarks measure: two pieces of work in alternation, and the peak memory of one in a process of its own.
+Also how they say where they ran and store what they found.
 
 The clock starts after `prepare` and stops when the device has finished. Two contenders take turns (A, B, A, B, ...), so
 that a machine that slows down for a while slows down both; the figure is the median over the pairs of the ratio within
@@ -11,13 +12,12 @@ import datetime
 import gc
 import importlib.util
 import json
-import math
 import os
 import platform
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -48,7 +48,7 @@ class Comparison(NamedTuple):
     theirs: Spread
     ratio: Spread
     pairs: int
-    fastest: float = math.nan  # ratio of the fastest calls of both: what remains where other work disturbs most pairs
+    fastest: float  # ratio of the fastest calls of both: what remains where other work disturbs most pairs
 
 
 class Peak(NamedTuple):
@@ -96,9 +96,14 @@ def alternate(
     """Time two pieces of work in turns; `warm_up` pairs go before those that count."""
     with _no_collection():
         both = [(seconds(ours, prepare_ours), seconds(theirs, prepare_theirs)) for _ in range(warm_up + pairs)]
-    first, second = zip(*both[warm_up:], strict=True)
-    ratios = [b / a for a, b in zip(first, second, strict=True)]
-    return Comparison(spread(list(first)), spread(list(second)), spread(ratios), pairs, min(second) / min(first))
+    return compare(both[warm_up:])
+
+
+def compare(pairs: Sequence[tuple[float, float]]) -> Comparison:
+    """What pairs of seconds, ours and theirs, come to."""
+    ours, theirs = (list(times) for times in zip(*pairs, strict=True))
+    ratios = [b / a for a, b in pairs]
+    return Comparison(spread(ours), spread(theirs), spread(ratios), len(pairs), min(theirs) / min(ours))
 
 
 def peak_memory(script: str | Path, function: str, **arguments: Any) -> Peak:
@@ -129,6 +134,28 @@ def surroundings() -> dict[str, Any]:
         "gpu": torch.cuda.get_device_name() if torch.cuda.is_available() else None,
         "versions": machine.versions(),
     }
+
+
+def in_words(about: dict[str, Any]) -> str:
+    """Surroundings for the head of a table."""
+    return (
+        f"{about['machine']}, {about['processors']} processors, load {about['load']}, {about['date']}, commit "
+        f"{about['commit']}, torch {about['versions']['torch']}"
+    )
+
+
+def milliseconds(of: Spread, digits: int = 1) -> str:
+    """Seconds as "12.3 (11.9 to 13.0)", in ms."""
+    median, low, high = (f"{1e3 * x:.{digits}f}" for x in of)
+    return f"{median} ({low} to {high})"
+
+
+def store(folder: Path, name: str, text: str, document: dict[str, Any]) -> None:
+    """Write a table as `name`.md and the figures behind it as `name`.json; ValueError for one that is not a number."""
+    stored = json.dumps(document, indent=1, allow_nan=False)
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / f"{name}.md").write_text(text, encoding="utf-8")
+    (folder / f"{name}.json").write_text(stored + "\n", encoding="utf-8")
 
 
 @contextmanager

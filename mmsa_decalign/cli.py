@@ -30,16 +30,20 @@ examples:
   mmsa -m lf_dnn -d mosi --feature-file mosi.pkl -s 1111 -s 1112
   mmsa -m decalign -d mosi -c utterance --set learning_rate=0.001 --set num_epochs=30
   mmsa -m decalign -d mosi --pretrained ./bert --device cuda:0
-  mmsa tune -m tfn -d mosi --trials 100 -j 2          a search for settings, scored on the validation split
   mmsa -m lmf -d synthetic --json > result.json       one JSON document on standard output
   mmsa compare -m decalign -m lf_dnn -d mosi -s 1,2,3  which is better, by how much, and is it more than chance
   mmsa ablate -d mosi -s 1,2,3                        DecAlign without this and without that, in one table
+  mmsa tune -m tfn -d mosi --trials 100 -j 2          a search for settings, scored on the validation split
+  mmsa report compare.sqlite                          the page and the tables once more, from the results alone
+  mmsa rerun 1a2b3c4d                                 a run from its record: do its metrics come back?
+  mmsa predict model.pth mosi.pkl --split test        a checkpoint's predictions, as CSV
+  mmsa robust -m decalign -m lmf -d mosi              what is left where a modality is missing
   mmsa list                                           models and data sets, and what they need
+  mmsa verify                                         the operators against the NumPy reference, on this machine
   mmsa data fetch mosi                                the published file, checked by its SHA-256
   mmsa data inspect mosi.pkl --plot mosi.png          what is in a file, and what is wrong with it
   mmsa data convert mosi.pkl mosi.safetensors         the same features without code, mapped instead of read
   mmsa data synth mosi.pkl --layout mosi              a feature file shaped like MOSI's
-  mmsa verify                                         the operators against the NumPy reference, on this machine
 
 exit codes: 0 done, 1 a run failed, 2 wrong usage or input, 130 interrupted"""
 

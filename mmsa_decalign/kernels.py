@@ -89,12 +89,23 @@ def attention(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, rate: float 
     values, which is smaller than they are.
     """
     n_weights = q.numel() // q.shape[-2] * k.shape[-1]
-    if not isinstance(rate, Tensor) and (not _plain_cpu(q) or n_weights > _KEPT_WEIGHTS):
+    if isinstance(rate, Tensor):
+        if not _plain_cpu(q):
+            return _attention_step_by_step(q, k, v, mask, rate)
+    elif not _plain_cpu(q) or n_weights > _KEPT_WEIGHTS:
         return F.scaled_dot_product_attention(q.mT, k.mT, v.mT, attn_mask=mask, dropout_p=rate).mT
     shape = (*q.shape[:-2], q.shape[-1], k.shape[-1])
     bias = None if mask is None else torch.zeros_like(mask, dtype=q.dtype).masked_fill_(~mask, -torch.inf)
     flat = (x.reshape(-1, *x.shape[-2:]) for x in (q, k, v))
     return _Attention.apply(*flat, bias, rate, shape).view(q.shape)
+
+
+def _attention_step_by_step(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, rate: Tensor) -> Tensor:
+    """`attention` by torch's own functions, none of which takes several rates."""
+    scores = q.mT @ k / math.sqrt(q.shape[-2])
+    weights = torch.softmax(scores if mask is None else scores.masked_fill(~mask, -torch.inf), dim=-1)
+    kept = torch.rand(weights.shape, device=weights.device) >= rate
+    return v @ (weights * kept / (1 - rate)).mT
 
 
 def _plain_cpu(x: Tensor) -> bool:
@@ -182,7 +193,7 @@ class _Attention(torch.autograd.Function):
         ctx.scale = 1 / math.sqrt(q.shape[1])
         weights = torch.bmm((q * (ctx.scale * math.log2(math.e))).mT, k)
         # The largest score of each row is taken off where an exponential could overflow: rarely, for it is slow.
-        large = weights.is_cuda or weights.numel() < _FEW or not _within(weights, _MODERATE)
+        large = weights.numel() < _FEW or not _within(weights, _MODERATE)
         if bias is not None:
             weights.view(shape).add_(bias)
         if large:

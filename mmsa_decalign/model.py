@@ -39,6 +39,14 @@ class AlignmentTerms(NamedTuple):
     homo_parts: HomoLoss | None  # semantic, mmd
 
 
+class Decoupled(NamedTuple):
+    """Features by modality before they are fused."""
+
+    unique: dict[str, Tensor]  # (N, T, d), zeros at padded steps
+    common: dict[str, Tensor]  # likewise
+    valid: dict[str, Tensor | None]  # (N, T), True for steps that are no padding; None: all of them
+
+
 class DecAlign(nn.Module):
     """Hierarchical cross-modal alignment by decoupled features (arXiv 2503.11892).
 
@@ -125,9 +133,7 @@ class DecAlign(nn.Module):
         names = self.settings.modalities
         raw = dict(zip(MODALITIES, (text, audio, vision), strict=True))
         here = self._presence(raw, present)
-        x, valid = self._encode(raw, by_modality(lengths, "lengths"), here)
-        unique = {m: linear(x[m], self.unique[m].weight) for m in names}
-        common = {m: linear(x[m], self.common.weight) for m in names}
+        unique, common, valid = self.decouple(raw, by_modality(lengths, "lengths"), here)
         fused = {m: masked_mean(steps, valid[m]) for m, steps in self._fuse(unique, valid, here).items()}
         common_mean = {m: masked_mean(common[m], valid[m]) for m in names}
         representation = torch.cat([*fused.values(), *common_mean.values()], dim=1)
@@ -143,6 +149,20 @@ class DecAlign(nn.Module):
             out["terms"] = self._align(unique, common, common_mean, valid, here)
         return out
 
+    def decouple(
+        self, raw: Mapping[str, Tensor | None], lengths: Mapping[str, Tensor | None], here: Tensor | None = None
+    ) -> Decoupled:
+        """Unique and common features of the modalities in use, as `forward` goes on with them.
+
+        Args:
+            raw, lengths: the inputs and their valid steps by name, as in `forward`.
+            here: who has what (N, modalities in use) bool, as `presence.presence` makes it; None: everybody everything.
+        """
+        x, valid = self._encode(raw, lengths, here)
+        unique = {m: linear(one, self.unique[m].weight) for m, one in x.items()}
+        common = {m: linear(one, self.common.weight) for m, one in x.items()}
+        return Decoupled(unique, common, valid)
+
     def _presence(self, raw: dict[str, Tensor | None], present: Any) -> Tensor | None:
         """Who has what (N, M), after what modality dropout hides in training; None: everybody everything."""
         names = self.settings.modalities
@@ -155,7 +175,7 @@ class DecAlign(nn.Module):
         return here
 
     def _encode(
-        self, raw: dict[str, Tensor | None], lengths: dict[str, Tensor | None], here: Tensor | None = None
+        self, raw: Mapping[str, Tensor | None], lengths: Mapping[str, Tensor | None], here: Tensor | None = None
     ) -> tuple[dict[str, Tensor], dict[str, Tensor | None]]:
         """Raw inputs to (N, T, d) with zeros at padded steps, and which steps are valid (None: all).
 

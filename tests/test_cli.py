@@ -4,16 +4,19 @@ from __future__ import annotations
 
 import json
 import os
+import shlex
 import signal
 import subprocess
 import sys
 import time
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from mmsa_decalign.cli import build_parser, main
+from mmsa_decalign.commands.parsing import Parser, subcommands
 from mmsa_decalign.data.synthetic import write_synthetic
 
 
@@ -231,6 +234,32 @@ def test_help_and_the_bare_command(capsys: pytest.CaptureFixture[str]) -> None:
     assert "exit codes" in bare
     for arguments in (["list", "--help"], ["data", "--help"], ["data", "synth", "--help"]):
         assert main(arguments) == 0
+
+
+def parsers(parser: Parser, *words: str) -> Iterator[tuple[tuple[str, ...], Parser]]:
+    yield words, parser
+    for name, command in subcommands(parser).items():
+        yield from parsers(command, *words, name)
+
+
+def test_every_command_has_help_whose_examples_are_understood(capsys: pytest.CaptureFixture[str]) -> None:
+    examples = []
+    for words, parser in parsers(build_parser()):
+        assert main([*words, "--help"]) == 0
+        shown = capsys.readouterr().out
+        assert parser.description in shown
+        assert max(map(len, shown.splitlines())) <= 120
+        for action in parser._actions:  # a name that the program alone knows is shown to nobody
+            own = f"--{action.dest}".replace("_", "-")
+            assert action.metavar or action.choices or action.nargs == 0 or own in action.option_strings, action
+        examples += [line.strip() for line in (parser.epilog or "").splitlines() if line.startswith("  mmsa ")]
+    for example in examples:
+        command = example.partition("  ")[0].partition(" > ")[0]
+        build_parser().parse_strictly(shlex.split(command)[1:])
+    commands = list(subcommands(build_parser()))
+    named = list(dict.fromkeys(word for line in build_parser().epilog.splitlines() if line.startswith("  mmsa ")
+                               and (word := line.split()[1]) in commands))
+    assert named == commands, "an example of each command, in the order in which they are listed"
 
 
 def test_mistakes_are_answered_without_loading_mmsa() -> None:

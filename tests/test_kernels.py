@@ -128,6 +128,45 @@ def test_attention_beyond_the_memory_limit_is_torchs_own(monkeypatch):
     assert_same(attention(q, k, v, None, 0.0), here, 1e-12)
 
 
+def in_half(transformers):
+    return [t.half() for t in transformers], torch.float16, torch.autocast("cpu", enabled=False)
+
+
+def under_autocast(transformers):
+    return [t.float() for t in transformers], torch.float32, torch.autocast("cpu", dtype=torch.float16)
+
+
+@pytest.mark.parametrize("how", [in_half, under_autocast])
+def test_rates_of_several_in_half_precision(how):
+    """Each keeps its own: the one without dropout is as it is alone. What comes back is finite."""
+    transformers, dtype, place = how(three((0.0, 0.4, 0.8)))
+    x, context = ([draw(200, 1, 8, seed=i + j, dtype=dtype) for i in range(3)] for j in (0, 10))
+    with place:
+        together = fuse(transformers, x, context, [None] * 3)
+        alone = transformers[0](x[0], context[0], None)
+    assert_same(together[0], alone, 0.02)
+    torch.autograd.backward(together, [torch.ones_like(one) for one in together])
+    assert all(bool(torch.isfinite(p.grad).all()) for t in transformers for p in t.parameters())
+
+
+@pytest.mark.parametrize("masked", [True, False])
+def test_rates_of_several_elsewhere_are_dropout_of_the_weights(monkeypatch, masked):
+    """Where the fast way is not taken: shares of what is dropped, the factor of what is kept, and the mask."""
+    monkeypatch.setattr(kernels, "_plain_cpu", lambda x: False)
+    torch.manual_seed(0)
+    rate = torch.tensor([0.0, 0.5, 0.9], dtype=DOUBLE).view(3, 1, 1)
+    q, k = draw(3, 4, 2000), draw(3, 4, 5, seed=1)
+    mask = torch.tensor([True, True, False, True, True]) if masked else None
+    read_off = torch.eye(5, dtype=DOUBLE).expand(3, 5, 5)  # as values: the output is the dropped weights
+    found = attention(q, k, read_off, mask, rate).mT
+    weights = (q.mT @ k / 2).masked_fill(torch.tensor(False) if mask is None else ~mask, -torch.inf).softmax(dim=-1)
+    kept = found != 0
+    assert_same(found, weights / (1 - rate) * kept, 1e-12)
+    share = kept[..., :2].double().mean(dim=(1, 2))
+    assert_same(share, torch.tensor([1.0, 0.5, 0.1]), 0.03)
+    assert bool(kept[..., 2].any()) is not masked
+
+
 # Dropout
 
 

@@ -7,7 +7,7 @@ import pytest
 import torch
 from torch import nn
 
-from mmsa_decalign import DecAlign, InputError, Settings
+from mmsa_decalign import DecAlign, InputError, Settings, ops
 from mmsa_decalign.fusion import attend, keys_and_values, unpack
 from mmsa_decalign.masking import masked_mean, shorten, steps_mask, trailing_lengths
 from mmsa_decalign.standardise import Standardiser
@@ -136,6 +136,28 @@ def test_evaluation_computes_no_alignment(monkeypatch):
     monkeypatch.setattr("mmsa_decalign.model.hetero_loss", None)
     out = build().eval()(*batch())
     assert "terms" not in out
+
+
+@pytest.mark.parametrize("lengths", [{}, {"audio": torch.tensor([7, 3, 5, 4, 6, 7])}], ids=["guessed", "given"])
+@pytest.mark.parametrize("chosen", [("text", "audio", "vision"), ("audio", "vision")])
+def test_decoupled_features_are_those_that_the_forward_pass_goes_on_with(lengths, chosen):
+    """Two linear maps of the projected valid steps; their loss is the training step's, the head sees their average."""
+    model = build(modalities=chosen).train()
+    inputs = dict(zip(("text", "audio", "vision"), batch(), strict=True))
+    unique, common, valid = model.decouple(inputs, lengths)
+    out = model(*inputs.values(), lengths=lengths)
+    assert list(unique) == list(common) == list(valid) == list(chosen)
+    for m in chosen:
+        count = lengths.get(m, torch.full((6,), inputs[m].shape[1]))
+        mask = steps_mask(count, inputs[m].shape[1])
+        x = model.project[m](inputs[m].mT).mT * mask.unsqueeze(2)
+        assert torch.equal(valid[m], mask)
+        assert_same(unique[m], model.unique[m](x), 1e-12, m)
+        assert_same(common[m], model.common(x), 1e-12, m)
+    expected = ops.decoupling_loss([x.mT for x in unique.values()], [x.mT for x in common.values()])
+    assert_same(out["terms"].decoupling, expected, 1e-12)
+    averages = torch.cat([masked_mean(x, valid[m]) for m, x in common.items()], dim=1)
+    assert_same(out["Feature_f"][:, averages.shape[1]:], averages, 1e-12)
 
 
 @pytest.mark.parametrize("activation", ["relu", "tanh"])

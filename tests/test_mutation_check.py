@@ -68,6 +68,17 @@ def test_equivalent_mutants_still_exist(mutation):
     assert all(len(reason) > 10 for reason in mutation.EQUIVALENT.values())
 
 
+def test_the_own_tests_of_a_file_run_on_its_mutants(mutation):
+    """By name, so that a new file of operators with tests of its own needs no entry anywhere."""
+    folder = SCRIPT.parents[1]
+    operators = {path.name for path in (folder / "mmsa_decalign" / "ops").glob("*.py")}
+    with_own = {name for name in operators if (folder / "tests" / "ops" / f"test_{name}").is_file()}
+    assert {"diagonal.py", "newton.py", "sinkhorn.py", "losses.py"} <= with_own
+    for name in with_own:
+        assert (f"tests/ops/test_{name}",) in mutation.groups_of(name)
+    assert ("tests/ops/test_losses.py",) in mutation.groups_of("mmd.py")
+
+
 def test_the_score_leaves_equivalents_out(mutation, monkeypatch):
     found = [mutation.Mutant("f.py", line, "s", f"{line} -> 0", "") for line in range(1, 6)]
     monkeypatch.setattr(mutation, "EQUIVALENT", {found[0].key: "because"})

@@ -42,7 +42,8 @@ def add(commands: Any) -> None:
 
 def run(arguments: argparse.Namespace) -> None:
     """``mmsa ablate``: a comparison whose rows are DecAlign without this and without that."""
-    from ..harness.config import catalogue, find_dataset, parse_overrides
+    from ..harness.catalogue import catalogue, find_dataset
+    from ..harness.config import parse_overrides
 
     dataset = find_dataset(catalogue(), arguments.ablated_on)  # names first: the rest takes seconds to import
     overrides = parse_overrides(arguments.all_overrides)

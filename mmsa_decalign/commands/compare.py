@@ -6,7 +6,7 @@ import argparse
 from pathlib import Path
 from typing import Any
 
-from ..errors import InputError, RunError
+from ..errors import RunError
 from .parsing import add_common, option_names, positive, seeds, show_result
 
 EPILOG = """\
@@ -31,7 +31,7 @@ def add(commands: Any) -> None:
                          help="model, once for each row; with a label the same model can stand in several rows")
     compare.add_argument("-d", "--dataset", action="append", default=[], metavar="NAME[=FILE]", dest="datasets",
                          help="data set, with its feature file if it lies elsewhere; give it again for more, or for "
-                              "folds of one data set")
+                              "folds of one data set (default: synthetic)")
     compare.add_argument("--feature-file", action="append", default=[], metavar="FILE", dest="feature_files",
                          help="feature file of the only -d; give it again for folds")
     compare.add_argument("-s", "--seeds", action="append", type=seeds, default=[], metavar="SEED", dest="all_seeds",
@@ -59,7 +59,8 @@ def add_grid_options(parser: argparse.ArgumentParser) -> None:
     """What every command has that runs a grid: how, where from, and where to."""
     parser.add_argument("-j", "--jobs", type=positive, default=None, metavar="N",
                         help="runs at a time, which share the CPUs (default: 1, or one for each GPU)")
-    parser.add_argument("--device", default="auto", dest="run_device", help="auto, cpu, cuda or cuda:N")
+    parser.add_argument("--device", default="auto", dest="run_device", metavar="DEVICE",
+                        help="auto, cpu, cuda or cuda:N (default: auto)")
     parser.add_argument("--data-root", default=argparse.SUPPRESS, metavar="DIR",
                         help="where the data sets' feature files are (default: $MMSA_DATA_ROOT or ~/MMSA/data)")
     parser.add_argument("--store", default=None, metavar="FILE", dest="results_store",
@@ -68,7 +69,8 @@ def add_grid_options(parser: argparse.ArgumentParser) -> None:
                         help="where report.html and compare.json, .csv, .md, .tex go (default: a folder beside "
                              "the store)")
     parser.add_argument("--tensorboard", default=None, metavar="DIR", dest="events_dir",
-                        help="event files of every run, in a folder for each row (extra: tensorboard)")
+                        help="event files of the runs that are done now, in a folder for each row (extra: "
+                             "tensorboard)")
     parser.add_argument("--dry-run", action="store_true", help="show what would be run and how long it may take")
     parser.add_argument("--again", action="store_true", help="do finished runs once more, too")
     add_common(parser, default=argparse.SUPPRESS)
@@ -76,7 +78,7 @@ def add_grid_options(parser: argparse.ArgumentParser) -> None:
 
 def run(arguments: argparse.Namespace) -> None:
     """``mmsa compare``: plan, run what is missing, show the table. A failed run is a failed comparison, at the end."""
-    from ..harness.config import catalogue, find_dataset, find_model
+    from ..harness.catalogue import catalogue, find_dataset, find_model
 
     known = catalogue()  # names first: the rest takes seconds to import
     for one in arguments.compared:
@@ -105,6 +107,7 @@ def carry_out(arguments: argparse.Namespace, plan: Any, folder: str = "") -> Non
     from ..compare.plan import unique
     from ..compare.store import Store
     from ..harness.event_files import check_tensorboard
+    from ..harness.job import check_folder
     from ..harness.progress import stderr_console
 
     if arguments.events_dir:
@@ -119,7 +122,7 @@ def carry_out(arguments: argparse.Namespace, plan: Any, folder: str = "") -> Non
         show_result(arguments, document, lambda console: screen.print_plan(document, console))
         return
     out = Path(arguments.out_dir).expanduser() if arguments.out_dir else path.with_name(f"{path.stem}{folder}")
-    check_folder(out)
+    check_folder(out, "--out")
     store = Store(path)
     console = stderr_console()
     try:
@@ -145,19 +148,6 @@ def carry_out(arguments: argparse.Namespace, plan: Any, folder: str = "") -> Non
 def store_path(arguments: argparse.Namespace) -> Path:
     """The results store that the command line names."""
     return Path(arguments.results_store or Path.home() / "MMSA" / "results" / "compare.sqlite").expanduser()
-
-
-def check_folder(folder: Path) -> None:
-    """Refuse a folder that cannot be written, before anything is trained."""
-    import tempfile
-
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryFile(dir=folder):
-            pass
-    except OSError as error:
-        raise InputError(f"--out {folder} is no folder that can be written ({error.strerror or error}): choose another"
-                         ) from error
 
 
 def row_settings(pairs: list[str]) -> dict[str | None, dict[str, Any]]:

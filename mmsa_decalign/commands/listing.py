@@ -34,7 +34,7 @@ def run(arguments: argparse.Namespace) -> None:
     for value, option in ((arguments.check_dataset, "-d"), (arguments.check_encoder, "--pretrained")):
         if value is not None:
             raise InputError(f"{option} {value}: needs --check MODEL; mmsa list alone takes no such option")
-    from ..harness.config import catalogue
+    from ..harness.catalogue import catalogue
     from ..harness.report import catalogue_document, print_catalogue
 
     known = catalogue()
@@ -43,7 +43,7 @@ def run(arguments: argparse.Namespace) -> None:
 
 def run_check(arguments: argparse.Namespace) -> None:
     """``mmsa list --check MODEL``: a failed check is a failed run."""
-    from ..harness.config import catalogue, find_dataset, find_model
+    from ..harness.catalogue import catalogue, find_dataset, find_model
 
     known = catalogue()  # names first: the rest takes seconds to import
     find_model(known, arguments.check)

@@ -6,6 +6,7 @@ import argparse
 import difflib
 import json
 import re
+import textwrap
 from collections.abc import Iterable, Sequence
 from typing import Any, NoReturn
 
@@ -15,8 +16,11 @@ from ..errors import InputError, nearest
 class Parser(argparse.ArgumentParser):
     """argparse with mistakes as one InputError that names the nearest valid word, instead of the usage text."""
 
-    def __init__(self, *args: Any, **kwargs: Any) -> None:
-        super().__init__(*args, allow_abbrev=False, formatter_class=argparse.RawDescriptionHelpFormatter, **kwargs)
+    def __init__(self, *args: Any, description: str | None = None, **kwargs: Any) -> None:
+        if description and "\n" not in description:  # the formatter leaves texts as they are, for the examples
+            description = textwrap.fill(description, 100)
+        super().__init__(*args, description=description, allow_abbrev=False,
+                         formatter_class=argparse.RawDescriptionHelpFormatter, **kwargs)
 
     def error(self, message: str) -> NoReturn:
         raise InputError(message)

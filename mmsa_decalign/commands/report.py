@@ -7,7 +7,6 @@ from pathlib import Path
 from typing import Any
 
 from ..errors import InputError
-from .compare import check_folder
 from .parsing import add_common, option_names, show_result
 
 
@@ -32,6 +31,7 @@ def run(arguments: argparse.Namespace) -> None:
     from ..compare import report, screen, table, writing
     from ..compare.store import Store
     from ..compare.stored import stored_plan
+    from ..harness.job import check_folder
     from ..harness.progress import stderr_console
 
     path = Path(arguments.results_store).expanduser()
@@ -40,7 +40,7 @@ def run(arguments: argparse.Namespace) -> None:
     store = Store(path, create=False)
     plan = stored_plan(store, arguments.reference)
     out = Path(arguments.out_dir).expanduser() if arguments.out_dir else path.with_name(f"{path.stem}-report")
-    check_folder(out)
+    check_folder(out, "--out")
     document = table.make_table(plan, store)
     paths = writing.write_all(document, out)
     show_result(arguments, document, lambda console: screen.print_table(document, console, paths))

@@ -14,8 +14,8 @@ def add(commands: Any) -> None:
     """The parser of the command."""
     rerun = commands.add_parser(
         "rerun", help="repeat a run from its record and compare the metrics",
-        description="Repeat a run with the settings, feature file (by its SHA-256) and seed of its record, and say "
-                    "whether its metrics came back: exactly, or within what. Nothing is stored.")
+        description="Repeat a run with the settings, feature file (by its SHA-256), seed and number of CPU threads of "
+                    "its record, and say whether its metrics came back: exactly, or within what. Nothing is stored.")
     rerun.add_argument("wanted", metavar="RUN_ID",
                        help="id of a run, as records and the JSON of a comparison have it, or a record's JSON file")
     rerun.add_argument("--store", default=None, metavar="FILE", dest="results_store",
@@ -24,7 +24,8 @@ def add(commands: Any) -> None:
                        help="results of mmsa -m ..., whose records are looked at too (default: ~/MMSA/results)")
     rerun.add_argument("--feature-file", default=None, metavar="FILE", dest="own_feature_file",
                        help="where the feature file lies now")
-    rerun.add_argument("--device", default="auto", dest="run_device", help="auto, cpu, cuda or cuda:N")
+    rerun.add_argument("--device", default="auto", dest="run_device", metavar="DEVICE",
+                       help="auto, cpu, cuda or cuda:N (default: auto)")
     add_common(rerun, default=argparse.SUPPRESS)
     rerun.set_defaults(run=run, options=option_names(rerun))
 

@@ -54,7 +54,8 @@ def add(commands: Any) -> None:
 
 def run(arguments: argparse.Namespace) -> None:
     """``mmsa robust``: plan, measure, show; what is finished is shown even where the rest fails."""
-    from ..harness.config import catalogue, find_dataset, find_model, parse_overrides
+    from ..harness.catalogue import catalogue, find_dataset, find_model
+    from ..harness.config import parse_overrides
 
     if arguments.missing is not None:
         raise InputError("--missing: mmsa robust takes the rates from --rates and --modality")

@@ -21,7 +21,7 @@ def add(parser: argparse.ArgumentParser) -> None:
     mmsa.add_argument("-tt", "--tune-times", type=positive, default=50, metavar="N",
                       help="settings to try with -t, in all: a second call goes on from the first (default: 50)")
     mmsa.add_argument("-s", "--seeds", action="append", type=seeds, default=[], metavar="SEED",
-                      help="seed; give it again, or 1111,1112, for more (default: 1111 to 1115)")
+                      help="seed; give it again, or 1111,1112, for more (default: 1111 to 1115; with -t 1111)")
     mmsa.add_argument("-n", "--num-workers", type=count, default=0, metavar="N",
                       help="processes that load data (default: 0, since the features are in memory)")
     mmsa.add_argument("-v", "--verbose", type=int, default=1, choices=(0, 1, 2),
@@ -60,7 +60,8 @@ def add(parser: argparse.ArgumentParser) -> None:
 
 def run(arguments: argparse.Namespace) -> None:
     """``mmsa -m MODEL -d DATASET``: train and test, or search with ``-t``."""
-    from ..harness.config import catalogue, find_dataset, find_model, parse_overrides
+    from ..harness.catalogue import catalogue, find_dataset, find_model
+    from ..harness.config import parse_overrides
 
     known = catalogue()  # names first: the rest takes seconds to import
     find_model(known, arguments.model), find_dataset(known, arguments.dataset)

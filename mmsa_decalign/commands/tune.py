@@ -53,7 +53,8 @@ def add(commands: Any) -> None:
                       help="text encoder (sets use_bert)")
     tune.add_argument("--mended", action="store_true", dest="mend",
                       help="repair the faults inside MMSA's own model")
-    tune.add_argument("--device", default="auto", dest="run_device", help="auto, cpu, cuda or cuda:N")
+    tune.add_argument("--device", default="auto", dest="run_device", metavar="DEVICE",
+                      help="auto, cpu, cuda or cuda:N (default: auto)")
     tune.add_argument("--data-root", default=argparse.SUPPRESS, metavar="DIR",
                       help="where the data sets' feature files are (default: $MMSA_DATA_ROOT or ~/MMSA/data)")
     tune.add_argument("-v", "--verbose", type=int, default=1, choices=(0, 1, 2), dest="loud",
@@ -68,7 +69,8 @@ def add(commands: Any) -> None:
 
 def run(arguments: argparse.Namespace) -> None:
     """``mmsa tune``."""
-    from ..harness.config import catalogue, find_dataset, find_model, parse_overrides
+    from ..harness.catalogue import catalogue, find_dataset, find_model
+    from ..harness.config import parse_overrides
 
     known = catalogue()  # names first: the rest takes seconds to import
     find_model(known, arguments.tuned), find_dataset(known, arguments.tuned_on)

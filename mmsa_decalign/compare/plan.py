@@ -18,7 +18,8 @@ from typing import Any
 
 from ..data.reading import sha256_of
 from ..errors import InputError, nearest
-from ..harness.config import catalogue, find_model, is_by_model, is_schema, read_config, resolve
+from ..harness.catalogue import catalogue, find_model
+from ..harness.config import is_by_model, is_schema, read_config, resolve
 from ..harness.job import DEFAULT_SEEDS, Job, prepare
 from ..harness.mended import mendable
 from ..settings import MODALITIES

@@ -5,7 +5,8 @@ from __future__ import annotations
 import json
 import os
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -54,9 +55,22 @@ def rerun(record: Mapping[str, Any], *, feature_file: str | None = None, device:
     record does not hold, and RunError if the run fails.
     """
     spec = spec_of(record, feature_file)
-    with tempfile.TemporaryDirectory() as folder:
+    with tempfile.TemporaryDirectory() as folder, _threads(record["device"]["threads"]):
         again, _ = worker.do(spec, Path(folder), device)
     return comparison(record, again)
+
+
+@contextmanager
+def _threads(count: int) -> Iterator[None]:
+    """torch with as many CPU threads as the run had: on them depends in which order numbers are added up."""
+    import torch
+
+    before = torch.get_num_threads()
+    torch.set_num_threads(count)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
 
 
 def spec_of(record: Mapping[str, Any], feature_file: str | None = None) -> dict[str, Any]:
@@ -120,8 +134,8 @@ def _read(path: Path) -> dict[str, Any]:
         record = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
         raise InputError(f"record {path} cannot be read as JSON: {error}") from error
-    needed = ("id", "model", "dataset", "seed", "settings", "overrides", "features", "test", "selection", "versions",
-              "device")
+    needed = ("id", "model", "model_source", "dataset", "seed", "settings", "overrides", "mended", "features", "test",
+              "selection", "versions", "device", "git_commit")
     lacking = [key for key in needed if not isinstance(record, dict) or key not in record]
     if lacking:
         raise InputError(f"record {path} has no {lacking[0]!r}: expected the JSON file that a run left in "

@@ -184,8 +184,7 @@ def _row(one: _Result, data: Data, names: list[str], known: list[Measure], boots
         notes.append(f"{'repaired' if flag['repaired'] else 'as MMSA ships it'}: {flag['fault']}")
     if len(records) < one.asked:
         notes.append(f"{len(records)} of {one.asked} runs")
-    memory = [record["peak_memory_mib"][kind] for record in records for kind in ("gpu", "process")
-              if record["peak_memory_mib"][kind] is not None]
+    memory = [found for record in records if (found := _memory(record["peak_memory_mib"])) is not None]
     return {
         "label": one.row.label, "model": one.row.model, "sanity": one.row.sanity,
         "source": records[0]["model_source"] if records else None,
@@ -195,6 +194,11 @@ def _row(one: _Result, data: Data, names: list[str], known: list[Measure], boots
         "seconds": sum(record["wall_seconds"] for record in records) / len(records) if records else None,
         "peak_memory_mib": max(memory, default=None),
     }
+
+
+def _memory(peak: Mapping[str, float | None]) -> float | None:
+    """Of the GPU where one was used, else of the process."""
+    return peak["process"] if peak["gpu"] is None else peak["gpu"]
 
 
 def _samples(records: Sequence[Mapping[str, Any]]) -> dict[str, int] | None:
@@ -219,7 +223,7 @@ def _protocol(records: Sequence[Mapping[str, Any]]) -> dict[str, Any] | None:
         if chosen["split"] == "test":
             checkpoint += ": SELECTED ON TEST"
     return {
-        "checkpoint": checkpoint, "epochs": [record["selection"]["epoch"] for record in records], "test_reads": 1,
+        "checkpoint": checkpoint, "epochs": [record["selection"]["epoch"] for record in records],
         "text": text_source(settings), "feature_sha256": records[0]["features"]["sha256"],
         "mended": any(record["mended"] for record in records),
     }

@@ -83,7 +83,8 @@ def do(spec: Mapping[str, Any], folder: Path, device: str, events: str | None = 
 
 def job_of(spec: Mapping[str, Any], folder: Path, device: str) -> Any:
     """The job of a spec, whose settings were resolved and checked when it was planned."""
-    from ..harness.config import Resolved, catalogue, find_model
+    from ..harness.catalogue import catalogue, find_model
+    from ..harness.config import Resolved
     from ..harness.job import Job
     from ..harness.machine import pick_device
 

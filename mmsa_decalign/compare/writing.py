@@ -12,6 +12,7 @@ from typing import Any
 
 from ..harness.files import write_text
 from .notes import ON_TEST
+from .statistics import ALPHA
 
 NAME = "compare"
 _COLUMNS = ("data", "row", "model", "sanity", "metric", "mean", "std", "low", "high", "best", "tie", "runs",
@@ -82,8 +83,9 @@ def sentences(document: Mapping[str, Any], part: Mapping[str, Any], row: Mapping
 
 
 def p_value(p: float) -> str:
-    """A p-value with what its resamples can tell."""
-    return f"{p:.4f}" if p < 0.01 else f"{p:.2f}"
+    """A p-value with what its resamples can tell; near the level with digits enough to see on which side it is."""
+    short = f"{p:.2f}"
+    return f"{p:.4f}" if p < 0.01 or short == f"{ALPHA:.2f}" else short
 
 
 def footnotes(document: Mapping[str, Any], part: Mapping[str, Any]) -> list[str]:

@@ -98,8 +98,8 @@ def _int64(array: np.ndarray, where: str, expected: str) -> np.ndarray:
     return np.require(array, np.int64, "CWA")
 
 
-def _blocks(array: np.ndarray) -> Iterator[slice]:
-    """Row ranges of at most about `_BLOCK_VALUES` values."""
+def blocks(array: np.ndarray) -> Iterator[slice]:
+    """Row ranges of at most about `_BLOCK_VALUES` values, for whoever goes through all of a large array."""
     rows = max(1, _BLOCK_VALUES // max(1, array[:1].size))
     for start in range(0, len(array), rows):
         yield slice(start, start + rows)
@@ -111,7 +111,7 @@ def refuse_non_finite(
     """Refuse NaN and Inf; with `zero_minus_inf` set -inf to 0 in place (in a copy if read-only) and count it."""
     bad = zeroed = 0
     first = ""
-    for block in _blocks(array):
+    for block in blocks(array):
         wrong = ~np.isfinite(array[block])
         if not wrong.any():
             continue
@@ -136,7 +136,7 @@ def last_nonzero(array: np.ndarray) -> np.ndarray:
     """(N, T, D) -> (N,): steps up to and including the last one with a non-zero value; 1 where all are zero."""
     lengths = np.empty(len(array), dtype=np.int64)
     steps = np.arange(1, array.shape[1] + 1)
-    for block in _blocks(array):
+    for block in blocks(array):
         lengths[block] = ((array[block] != 0).any(axis=2) * steps).max(axis=1)
     return np.maximum(lengths, 1)
 

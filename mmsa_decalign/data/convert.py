@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import os
 import shutil
-import uuid
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -22,6 +21,7 @@ from .arrays import as_strings, feature_array, label_array, length_array, token_
 from .mapped import write_mapped
 from .reading import embedding_of, is_converted, read_file, sha256_of
 from .schema import MODALITIES, SPLITS, UNIMODAL, check_splits, class_names, classes_of
+from .whole import appearing
 
 SUFFIX = ".safetensors"
 KEPT: dict[str, Callable[[Any, str], Any]] = {
@@ -135,15 +135,6 @@ def write_features(
     source: Path, out: Path, tensors: dict[str, Any], source_sha256: str, embedded: dict[str, Any] | None = None
 ) -> None:
     """`write_mapped` so that `out` appears whole or not at all, for those who may read `source`."""
-    unfinished = out.with_name(f".{out.name}.{uuid.uuid4().hex}.tmp")
-    try:
-        out.parent.mkdir(parents=True, exist_ok=True)
-        try:
-            write_mapped(unfinished, tensors, source_sha256, embedded)
-            shutil.copymode(source, unfinished)  # whoever may read the one may read the other
-            os.replace(unfinished, out)
-        finally:  # also when interrupted
-            unfinished.unlink(missing_ok=True)
-    except OSError as error:
-        raise InputError(f"{out}: cannot be written ({error.strerror or error}).\n"
-                         "Choose a place that is writable and has room.") from None
+    with appearing(out) as unfinished:
+        write_mapped(unfinished, tensors, source_sha256, embedded)
+        shutil.copymode(source, unfinished)  # whoever may read the one may read the other

@@ -9,7 +9,6 @@ sources, and what gdown raises.
 from __future__ import annotations
 
 import glob
-import hashlib
 import os
 import shutil
 import time
@@ -20,7 +19,7 @@ from typing import Any, NoReturn
 
 from ..errors import InputError, RunError
 from .published import MMSA_FOLDER, PublishedFile, file_with_hash
-from .reading import read_features
+from .reading import read_features, sha256_of
 
 Progress = Callable[[str, int, "int | None"], None]  # what is done, bytes so far, bytes in all if known
 
@@ -53,7 +52,7 @@ def fetch(
     if file.sha256 is None and archive.exists():
         target = archive
     if target.exists():
-        digest = hash_file(target, lambda done, total: progress("checking", done, total))
+        digest = sha256_of(target, lambda done, total: progress("checking", done, total))
         if file.sha256 is not None and digest != file.sha256:
             raise InputError(f"{target}: is there already and is not the published {file.path}\n"
                              f"(SHA-256 {digest}, published {file.sha256}). Move it away and fetch again.")
@@ -93,17 +92,6 @@ def verify(path: Path, progress: Progress = lambda *_: None) -> dict[str, Any]:
         "samples": {name: len(split) for name, split in features.splits.items()},
         "widths": list(features.feature_dims), "steps": list(features.seq_lens),
     }  # fmt: skip
-
-
-def hash_file(path: Path, progress: Callable[[int, int], None] = lambda *_: None) -> str:
-    """Hexadecimal SHA-256 of a file that may be large."""
-    digest, done, total = hashlib.sha256(), 0, path.stat().st_size
-    with path.open("rb") as stream:
-        while block := stream.read(_BLOCK):
-            digest.update(block)
-            done += len(block)
-            progress(done, total)
-    return digest.hexdigest()
 
 
 def _result(
@@ -209,7 +197,7 @@ def _check(file: PublishedFile, source: str | None, part: Path, progress: Progre
     if not reason and file.size is not None and size != file.size:
         reason = f"it has {size} bytes"
     if not reason:
-        digest = hash_file(part, lambda done, total: progress("checking", done, total))
+        digest = sha256_of(part, lambda done, total: progress("checking", done, total))
         if file.sha256 is not None and digest != file.sha256:
             reason = f"it is another file (SHA-256 {digest})"
     if reason:

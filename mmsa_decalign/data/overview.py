@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 
 from ..errors import InputError
-from .arrays import as_strings, last_nonzero
+from .arrays import as_strings, blocks, last_nonzero
 from .leaks import probe, shared, video_of
 from .published import file_with_hash
 from .reading import embedding_of, read_file, sha256_of
@@ -25,7 +25,6 @@ from .schema import MODALITIES, SPLITS, class_names, classes_of, features_from_d
 LABELS = ("regression_labels", "classification_labels", "labels", "label")
 QUANTILES = tuple(range(0, 101, 5))  # percent, of the lengths
 _BINS = 12
-_BLOCK_VALUES = 1 << 22
 
 
 def inspect_file(path: str | Path, *, probing: bool = True) -> dict[str, Any]:
@@ -97,7 +96,7 @@ class _Part:
         """(N, D): the mean over the steps before the padding."""
         array, lengths = self.arrays[modality], self.lengths[modality][1]
         sums = np.empty((len(array), array.shape[2]))
-        for rows in _blocks(array):
+        for rows in blocks(array):
             inside = np.arange(array.shape[1]) < lengths[rows, None]
             sums[rows] = np.where(inside[:, :, None], np.nan_to_num(array[rows], posinf=0.0, neginf=0.0), 0).sum(axis=1)
         return sums / lengths[:, None]
@@ -123,7 +122,7 @@ class _Part:
         n, steps, width = array.shape
         low, high = np.full(width, np.inf), np.full(width, -np.inf)
         leading = empty = 0
-        for rows in _blocks(array):
+        for rows in blocks(array):
             block = array[rows]
             inside = (np.arange(steps) < lengths[rows, None])[:, :, None]
             finite = inside & np.isfinite(block)
@@ -175,11 +174,6 @@ def _three_axes(array: np.ndarray | None) -> np.ndarray | None:
     return array if array is not None and array.ndim == 3 else None
 
 
-def _blocks(array: np.ndarray) -> Iterator[slice]:
-    rows = max(1, _BLOCK_VALUES // max(1, array[:1].size))
-    return (slice(start, start + rows) for start in range(0, len(array), rows))
-
-
 def _rows(value: Any) -> int | None:
     try:
         return len(value)
@@ -198,7 +192,7 @@ def _describe(value: Any) -> dict[str, Any]:
         return {"type": type(value).__name__ + dtype + inner, "shape": shape}
     nan = inf = 0
     if array.dtype.kind == "f":
-        for rows in _blocks(array):
+        for rows in blocks(array):
             nan += int(np.isnan(array[rows]).sum())
             inf += int(np.isinf(array[rows]).sum())
     return {"type": type(value).__name__, "shape": list(array.shape), "dtype": str(array.dtype), "nan": nan, "inf": inf}

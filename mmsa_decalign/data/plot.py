@@ -53,8 +53,12 @@ def plot_overview(document: Mapping[str, Any], out: str | Path) -> Path:
         _lengths(ax, modality, document["splits"])
     for ax in axes.flat:
         ax.spines[["top", "right"]].set_visible(False)
-    out.parent.mkdir(parents=True, exist_ok=True)
-    figure.savefig(out, dpi=120)
+    try:
+        out.parent.mkdir(parents=True, exist_ok=True)
+        figure.savefig(out, dpi=120)
+    except OSError as error:
+        raise InputError(f"--plot {out}: cannot be written ({error.strerror or error}); name a file in another "
+                         "folder") from None
     return out
 
 

@@ -11,7 +11,7 @@ import hashlib
 import logging
 import os
 import stat
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, BinaryIO, NoReturn
 
@@ -34,6 +34,7 @@ from .schema import (
 
 logger = logging.getLogger("MMSA")
 
+_BLOCK = 1 << 20  # bytes
 _GET_ANOTHER = "Fetch the file again from its publisher, or try `mmsa data synth` for data made here."
 _OVERRIDE_KEYS = {"text": ("text_bert", "text_lengths"), "audio": ("audio_lengths",), "vision": ("vision_lengths",)}
 
@@ -65,12 +66,15 @@ def read_features(
     return features_from_dict(data, main, sha256_of(main), sources=given, overrides=hashes)
 
 
-def sha256_of(path: str | os.PathLike[str]) -> str:
-    """Hexadecimal SHA-256 of a file, read in blocks of one MiB."""
-    digest = hashlib.sha256()
+def sha256_of(path: str | os.PathLike[str], progress: Callable[[int, int], None] = lambda *_: None) -> str:
+    """Hexadecimal SHA-256 of a file, read in blocks; `progress` is told the bytes done and those in all."""
+    digest, done = hashlib.sha256(), 0
     with _open(Path(path)) as file:
-        while block := file.read(1 << 20):
+        total = os.fstat(file.fileno()).st_size
+        while block := file.read(_BLOCK):
             digest.update(block)
+            done += len(block)
+            progress(done, total)
     return digest.hexdigest()
 
 

@@ -20,6 +20,7 @@ from rich.progress import (
     TransferSpeedColumn,
 )
 from rich.table import Table
+from rich.text import Text
 
 from .embed import embedding_lines
 
@@ -99,8 +100,13 @@ def print_inspected(document: Mapping[str, Any], console: Console) -> None:
 def _table(*columns: str, left: int = 1) -> Table:
     table = Table(box=None, padding=(0, 2, 0, 0))
     for number, name in enumerate(columns):
-        table.add_column(name, justify="left" if number < left else "right", no_wrap=True)
+        table.add_column(Text(name), justify="left" if number < left else "right", no_wrap=True)
     return table
+
+
+def _add(table: Table, *cells: str | Text) -> None:
+    """A row of texts as they are: names come out of the file, and rich would take brackets in them for styles."""
+    table.add_row(*(Text(cell) if isinstance(cell, str) else cell for cell in cells))
 
 
 def _splits(splits: Mapping[str, Any]) -> Table:
@@ -108,7 +114,7 @@ def _splits(splits: Mapping[str, Any]) -> Table:
     for name, split in splits.items():
         videos = "?" if split["videos"] is None else str(split["videos"])
         again = split["repeated"]
-        table.add_row(name, split["layout"] or "-", str(split["samples"]), videos, str(again["ids"]),
+        _add(table, name, split["layout"] or "-", str(split["samples"]), videos, str(again["ids"]),
                       str(again["raw_text"]), str(again["features"]))
     return table
 
@@ -120,7 +126,7 @@ def _shapes(splits: Mapping[str, Any]) -> Table:
             key = split["keys"][modality]
             q = about["lengths"] or [0]
             length = f"{q[0]:.0f}..{q[-1]:.0f}, half {q[len(q) // 2]:.0f}" if q[0] != q[-1] else f"{q[0]:.0f}"
-            table.add_row(name, modality, "x".join(map(str, key["shape"])), key["dtype"], length,
+            _add(table, name, modality, "x".join(map(str, key["shape"])), key["dtype"], length,
                           f"{about['padding']:.0%}")
     return table
 
@@ -131,7 +137,7 @@ def _values(splits: Mapping[str, Any]) -> Table:
         for modality, about in split["modalities"].items():
             key = split["keys"][modality]
             ends = ("-" if about[end] is None else f"{about[end]:.4g}" for end in ("min", "max"))
-            table.add_row(name, modality, *ends, str(key["nan"]), str(key["inf"]),
+            _add(table, name, modality, *ends, str(key["nan"]), str(key["inf"]),
                           f"{len(about['constant_columns'])} of {about['width']}", str(about["empty_samples"]))
     return table
 
@@ -148,7 +154,7 @@ def _labels(document: Mapping[str, Any]) -> Table | None:
     known = histogram.get("names", {})
     bins = [f"{label} {known[label]}" if label in known else label for label in bins]
     for row, label in enumerate(bins):
-        table.add_row(label, *(str(histogram["counts"][name][row]) for name in names))
+        _add(table, label, *(str(histogram["counts"][name][row]) for name in names))
     return table
 
 
@@ -156,8 +162,8 @@ def _probe(results: Mapping[str, Any]) -> Table:
     table = _table("linear probe", "train, by sample", "by video", "valid", "gap", "+-", "leak?")
     for modality, one in results.items():
         numbers = [one[key] for key in ("by_sample", "by_video", "valid", "gap", "spread")]
-        verdict = "[bold red]ALARM[/]" if one["alarm"] else "-" if one["gap"] is None else "no"
-        table.add_row(modality, *("-" if number is None else f"{number:.2f}" for number in numbers), verdict)
+        verdict = Text("ALARM", "bold red") if one["alarm"] else "-" if one["gap"] is None else "no"
+        _add(table, modality, *("-" if number is None else f"{number:.2f}" for number in numbers), verdict)
     return table
 
 

@@ -43,7 +43,6 @@ from __future__ import annotations
 import os
 import pickle
 import re
-import uuid
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -54,6 +53,7 @@ import numpy as np
 from ..errors import InputError, nearest
 from .iemocap import LABEL_NAMES
 from .schema import MODALITIES, SPLITS
+from .whole import appearing
 
 VERSION = 1
 SEED = 1
@@ -144,18 +144,8 @@ def write_synthetic(
     path = Path(path).expanduser()
     _made_by_version(path)
     data = make_synthetic(seed=seed, layout=layout, samples=samples)
-    unfinished = path.with_name(f".{path.name}.{uuid.uuid4().hex}.tmp")
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        try:
-            with unfinished.open("xb") as file:
-                pickle.dump(data, file, protocol=4)
-            os.replace(unfinished, path)
-        finally:  # also when interrupted
-            unfinished.unlink(missing_ok=True)
-    except OSError as error:
-        raise InputError(f"{path}: cannot be written ({error.strerror or error}).\n"
-                         "Choose a place that is writable and has room.") from None
+    with appearing(path) as unfinished, unfinished.open("xb") as file:
+        pickle.dump(data, file, protocol=4)
     return path
 
 

@@ -20,9 +20,9 @@ from typing import Any
 import torch
 from torch.utils.data import Dataset
 
+from ..data.schema import MODALITIES
 from ..errors import InputError, nearest
 
-MODALITIES = ("text", "audio", "vision")
 MASKED = "masked: the model is told which modalities a sample has"
 ZEROS = "set to zeros: the model cannot be told which modalities a sample has"
 

@@ -93,7 +93,9 @@ def origin_of(checkpoint: Path, record: str | Path | None = None) -> Origin:
 
 
 def _inside(checkpoint: Path) -> bytes | None:
-    """The text that ``attach`` added, if it did."""
+    """The text that ``attach`` added, if it did. Raises InputError where it is damaged: others would not be its own."""
+    if not zipfile.is_zipfile(checkpoint):
+        return None
     try:
         with zipfile.ZipFile(checkpoint) as archive:
             entries = [one for one in archive.infolist() if one.filename.rpartition("/")[2] == ENTRY]
@@ -105,8 +107,9 @@ def _inside(checkpoint: Path) -> bytes | None:
             return archive.read(entries[-1])
     except InputError:
         raise
-    except (OSError, ValueError, NotImplementedError, RuntimeError, zipfile.BadZipFile):  # whatever a damaged one does
-        return None
+    except Exception as error:  # zipfile and what unpacks for it have one each for every fault
+        raise InputError(f"checkpoint {checkpoint}: the settings in it are damaged ({type(error).__name__}).\n"
+                         "Give the record of its run: --record FILE") from error
 
 
 def _places(checkpoint: Path) -> Iterator[Path]:
@@ -159,6 +162,12 @@ def _origin(found: Mapping[str, Any], where: str) -> Origin:
     tasks = settings.get("tasks", "M")
     if not isinstance(tasks, str) or not set(tasks) <= _TASKS:  # MMSA hands its letters to eval()
         raise InputError(f"{where}: setting tasks={tasks!r}: expected some of the letters {', '.join(sorted(_TASKS))}")
+    for name in ("modalities", "label_names"):
+        names = settings.get(name, [])
+        if not isinstance(names, list) or not all(isinstance(one, str) for one in names):
+            raise InputError(f"{where}: setting {name}={names!r}: expected a list of names")
+    if not isinstance(settings.get("pretrained"), str | None):
+        raise InputError(f"{where}: setting pretrained={settings['pretrained']!r}: expected a name or a folder")
     known = {"mended": bool(found.get("mended")), "seed": found.get("seed"), "id": found.get("id"),
              "sha256": features.get("sha256"), "replaced": features.get("replaced") or {}, "test": found.get("test")}
     return Origin(found["model"], found["dataset"], settings, tuple(features["feature_dims"]), tuple(steps),

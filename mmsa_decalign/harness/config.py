@@ -1,7 +1,7 @@
-"""Settings: which models and data sets there are, and what one run's settings are after every layer was applied.
+"""Settings: what those of one run are after every layer was applied, and what is refused on the way.
 
 Order, later wins: data set < model < model on that data set < file given by ``-c`` < ``--set key=value``.
-MMSA's own JSON files are read as data, without importing MMSA, so that a wrong name is answered at once.
+What may change here: the keys and values that are checked for MMSA's models; a plugin checks its own.
 """
 
 from __future__ import annotations
@@ -11,19 +11,14 @@ import json
 import random
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
-from importlib import metadata, resources, util
+from importlib import resources
 from pathlib import Path
 from typing import Any
 
 from ..errors import InputError, nearest
+from .catalogue import Model, catalogue, classes_of, find_dataset, find_model, lender
 from .needs import CLASSIFIES, why_no_classes, why_no_settings
-from .plugins import ModelPlugin, discover
 
-# A data set on the right lends its settings and metrics to the one on the left, which MMSA's files do not know.
-STANDS_FOR = {"synthetic": "mosi"}
-# The same for settings alone: the first that a model has settings for. MMSA has none for data sets of classes.
-_LENDERS = {**{name: (other,) for name, other in STANDS_FOR.items()}, "iemocap": ("mosi",),
-            "iemocap4": ("iemocap", "mosi")}
 PAPER_COUNT = "paper_count"
 PROTOCOLS = ("session_valid", PAPER_COUNT)  # the file's own splits; train and valid together, chosen on test
 
@@ -37,37 +32,7 @@ _NOT_SETTINGS = {
     "train_mode": "the data set decides, classes are for -d iemocap and -d iemocap4",
     "label_names": "the data set decides",
 }
-# The models of release 2.2.1.
-_RELEASED = frozenset((
-    "tfn", "lmf", "mfn", "ef_lstm", "lf_dnn", "graph_mfn", "bert_mag", "mult", "misa", "mfm", "mtfn", "mlmf", "mlf_dnn",
-    "self_mm", "mmim", "mctn", "tfr_net",
-))
 _COUNTS = ("batch_size", "early_stop", "update_epochs", "max_epochs")
-
-
-@dataclass(frozen=True)
-class Model:
-    """One model: its section of a config file, where it comes from, and the plugin or the reason it cannot run."""
-
-    name: str
-    source: str
-    section: dict[str, Any] = field(default_factory=dict)
-    tuning: dict[str, Any] = field(default_factory=dict)
-    plugin: ModelPlugin | None = None
-    error: str | None = None
-
-    def datasets(self, known: Mapping[str, Mapping[str, Any]]) -> list[str]:
-        """Those of the known data sets that this model has settings for, its own or lent ones."""
-        return [name for name, dataset in known.items() if lender(self, self.section, name, dataset) is not None]
-
-
-@dataclass(frozen=True)
-class Catalogue:
-    """Everything that can be named after ``-m`` and ``-d``."""
-
-    models: dict[str, Model]
-    datasets: dict[str, dict[str, Any]]
-    dataset_sources: dict[str, str]
 
 
 @dataclass(frozen=True)
@@ -82,61 +47,6 @@ class Resolved:
     config_root: str | None = None
     settings_of: str | None = None  # the data set that they were made for
     space: dict[str, Any] = field(default_factory=dict)
-
-
-def mmsa_folder() -> Path:
-    """Where the installed MMSA lies, found without importing it."""
-    spec = util.find_spec("MMSA")
-    if spec is None or not spec.submodule_search_locations:
-        raise InputError("MMSA is not installed; pip install MMSA==2.2.1")
-    return Path(spec.submodule_search_locations[0])
-
-
-def mmsa_config(kind: str) -> Path:
-    """MMSA's own file of settings, ``kind`` being "regression" or "tune"."""
-    return mmsa_folder() / "config" / f"config_{kind}.json"
-
-
-def mmsa_datasets() -> dict[str, Any]:
-    """The data sets that the installed MMSA knows, with their sections."""
-    common = _mmsa_settings("regression")["datasetCommonParams"]
-    return {name: section for name, section in common.items() if isinstance(section, dict)}
-
-
-def catalogue() -> Catalogue:
-    """MMSA's models and data sets, then those of the plugins. A plugin cannot take a name that MMSA uses."""
-    regression, tuning = (_mmsa_settings(kind) for kind in ("regression", "tune"))
-    sections = {name: section for name, section in regression.items() if name != "datasetCommonParams"}
-    # MMSA's GitHub head calls itself by the version of the release, and has more models
-    source = f"MMSA {metadata.version('MMSA')}" + ("" if set(sections) <= _RELEASED else " (GitHub)")
-    datasets = mmsa_datasets()
-    sources = dict.fromkeys(datasets, source)
-    models = {name: Model(name, source, section, tuning.get(name, {}), error=_why_unknown(name))
-              for name, section in sections.items()}
-    for name, found in discover().items():
-        if name in models:
-            continue
-        if found.plugin is None:
-            models[name] = Model(name, found.source, error=found.error)
-            continue
-        content = found.plugin.read_config()
-        models[name] = Model(name, found.source, content[name], content[name], found.plugin)
-        for dataset, section in content.get("datasetCommonParams", {}).items():
-            if isinstance(section, dict) and dataset not in datasets:
-                datasets[dataset], sources[dataset] = section, found.source
-    return Catalogue(models, datasets, sources)
-
-
-def _mmsa_settings(kind: str) -> dict[str, Any]:
-    return json.loads(mmsa_config(kind).read_text(encoding="utf-8"))
-
-
-def _why_unknown(model: str) -> str | None:
-    """Why a model that MMSA has settings for cannot be built, read off the tables of its models and trainers."""
-    for file in ("models/AMIO.py", "trains/ATIO.py"):
-        if f"'{model}':" not in (mmsa_folder() / file).read_text(encoding="utf-8").replace('"', "'").replace(" ", ""):
-            return f"MMSA has settings for it, but {file} does not know it"
-    return None
 
 
 def resolve(
@@ -161,16 +71,7 @@ def resolve(
     if config is not None:
         content = read_config(config)
         if is_schema(content):
-            if entry.name not in content:
-                raise InputError(f"{config} has no section for model {entry.name!r}; it has: {_names(content)}")
-            section = _object(content[entry.name], f"{config}: section {entry.name!r}")
-            for part in ("commonParams", "datasetParams", "debugParams"):
-                _object(section.get(part, {}), f"{config}: {part} of {entry.name!r}")
-            common = _object(content.get("datasetCommonParams", {}), f"{config}: datasetCommonParams")
-            dataset_section = _object(common.get(dataset, dataset_section), f"{config}: data set {dataset!r}")
-            if not {"aligned", "unaligned"} & set(dataset_section):
-                raise InputError(f"{config}: data set {dataset!r} has neither 'aligned' nor 'unaligned' settings")
-            root = common.get("dataset_root_dir")
+            section, dataset_section, root = _from_schema(content, config, entry, dataset, dataset_section)
         elif is_by_model(content, known.models):
             if entry.name not in content:
                 raise InputError(f"{config} has no settings for model {entry.name!r}; it has: {_names(content)}")
@@ -204,25 +105,46 @@ def resolve(
                     lender(entry, section, dataset, dataset_section), space)
 
 
-def classes_of(dataset: Mapping[str, Any]) -> tuple[str, ...]:
-    """The names of the classes of a data set, in their order, from its section; none where labels are on a scale."""
-    part = dataset.get("unaligned") or dataset.get("aligned") or {}
-    if part.get("train_mode") != "classification":
-        return ()
-    return tuple(part.get("label_names") or map(str, range(part["num_classes"])))
+def _from_schema(
+    content: Mapping[str, Any], config: str | Path, model: Model, dataset: str, shipped: Mapping[str, Any]
+) -> tuple[dict[str, Any], Mapping[str, Any], str | None]:
+    """The sections of a model and a data set in a file of MMSA's schema, and its data root; ``shipped`` if it has none
+    of the data set. Raises InputError where one is missing or not of the form that is read below."""
+    if model.name not in content:
+        raise InputError(f"{config} has no section for model {model.name!r}; it has: {_names(content)}")
+    section = _object(content[model.name], f"{config}: section {model.name!r}")
+    for part in ("commonParams", "datasetParams", "debugParams"):
+        _object(section.get(part, {}), f"{config}: {part} of {model.name!r}")
+    for name, own in section.get("datasetParams", {}).items():
+        _object(own, f"{config}: datasetParams of {model.name!r}, {name!r}")
+    _check_space(section.get("debugParams", {}), f"{config}: d_paras of {model.name!r}")
+    common = _object(content.get("datasetCommonParams", {}), f"{config}: datasetCommonParams")
+    part = _object(common.get(dataset, shipped), f"{config}: data set {dataset!r}")
+    kinds = {"aligned", "unaligned"} & set(part)
+    if not kinds:
+        raise InputError(f"{config}: data set {dataset!r} has neither 'aligned' nor 'unaligned' settings")
+    for kind in sorted(kinds):
+        _object(part[kind], f"{config}: data set {dataset!r}, {kind!r}")
+    root = common.get("dataset_root_dir")
+    if not isinstance(root, str | None):
+        raise InputError(f"{config}: dataset_root_dir is {json.dumps(root)[:40]}: expected a folder")
+    return section, part, root
 
 
-def lender(model: Model, section: Mapping[str, Any], name: str, dataset: Mapping[str, Any]) -> str | None:
-    """The data set whose settings in ``section`` a model uses on the data set ``name``: itself, a lender, or None.
-
-    Settings for labels on a scale are lent for classes to those of MMSA's own models alone that can emit classes.
-    """
-    own = section.get("datasetParams", {})
-    classes = classes_of(dataset)
-    if classes and model.plugin is None and model.name not in CLASSIFIES:
-        return None
-    scales = mmsa_datasets() if classes and model.plugin is not None else {}
-    return next((one for one in (name, *_LENDERS.get(name, ())) if one in own and one not in scales), None)
+def _check_space(debug: Mapping[str, Any], what: str) -> None:
+    """Refuse a tuning space whose names and choices do not belong together."""
+    if not debug:
+        return
+    names = debug.get("d_paras")
+    if not isinstance(names, list) or not all(isinstance(name, str) for name in names):
+        raise InputError(f"{what} is {json.dumps(names)[:40]}: expected the names of the settings to search, a list")
+    for name in names:
+        if name not in debug:
+            raise InputError(f"{what} names {name!r}, and there are no choices for it beside")
+        choices = debug[name]
+        lists = choices.values() if isinstance(choices, dict) else [choices] if isinstance(choices, list) else ()
+        if not all(isinstance(one, list) and one for one in lists):
+            raise InputError(f"{what}: {name!r} has no choice: expected a list, or an object of lists, none empty")
 
 
 def merge(
@@ -288,23 +210,6 @@ def choose(choices: Any, pick: Callable[[list[Any]], Any] = random.choice) -> An
     if isinstance(choices, dict):
         return {key: pick(values) for key, values in choices.items()}
     return pick(choices) if isinstance(choices, (list, tuple)) else choices
-
-
-def find_model(known: Catalogue, name: str) -> Model:
-    """The model of this name; raises InputError with the nearest one, or with the reason why it cannot be loaded."""
-    model = known.models.get(name.lower())
-    if model is None:
-        raise InputError(f"unknown model {name!r}; {nearest(name.lower(), known.models)}")
-    if model.error is not None:
-        raise InputError(f"model {model.name!r} ({model.source}) cannot be loaded: {model.error}")
-    return model
-
-
-def find_dataset(known: Catalogue, name: str) -> str:
-    """The data set's own spelling of ``name``; raises InputError with the nearest one."""
-    if name.lower() not in known.datasets:
-        raise InputError(f"unknown data set {name!r}; {nearest(name.lower(), known.datasets)}")
-    return name.lower()
 
 
 def read_config(config: str | Path) -> dict[str, Any]:

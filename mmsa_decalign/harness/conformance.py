@@ -18,8 +18,9 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
+from .catalogue import catalogue, find_dataset, find_model
 from .checks import CHECKS, SAMPLES, Bench, Verdict, failed, flagged, text_of
-from .config import catalogue, find_dataset, find_model, resolve
+from .config import resolve
 from .datasets import metrics_family
 from .faults import faults_of
 from .job import Job, prepare

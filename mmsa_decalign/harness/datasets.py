@@ -19,16 +19,14 @@ from torch.utils.data import DataLoader, Dataset, Sampler
 
 from ..data.published import FILES
 from ..data.reading import read_features
-from ..data.schema import Features, Split
+from ..data.schema import MODALITIES, Features, Split
 from ..data.synthetic import LAYOUTS, ensure_synthetic
 from ..errors import InputError
+from .catalogue import STANDS_FOR, mmsa_datasets
 from .classification import with_labels
-from .config import STANDS_FOR, mmsa_datasets
 from .encoders import encoder_width
 from .fits import check_fit
 from .missing import incomplete
-
-MODALITIES = ("text", "audio", "vision")
 
 
 def metrics_family(dataset: str) -> str:

@@ -14,7 +14,7 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
-from .config import Model, mmsa_folder
+from .catalogue import Model, mmsa_folder
 
 Steps = Sequence[int]  # time steps of text, audio and vision as the model gets them
 

@@ -109,16 +109,14 @@ def _state(wrapper: Any, loader: Iterable[Mapping[str, Any]]) -> State:
 def _features(model: Any, batch: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, Any], dict[str, Any]]:
     """Unique and common features averaged over valid steps, and the cosine between the two, of each sample."""
     import torch
-    from torch.nn.functional import cosine_similarity, linear
+    from torch.nn.functional import cosine_similarity
 
     from ..masking import masked_mean
     from ..settings import MODALITIES
 
     lengths = {m: torch.as_tensor(batch[f"{m}_lengths"]) for m in MODALITIES if f"{m}_lengths" in batch}
-    steps, valid = model._encode({m: batch[m] for m in MODALITIES}, lengths)
-    unique = {m: linear(x, model.unique[m].weight) for m, x in steps.items()}
-    common = {m: linear(x, model.common.weight) for m, x in steps.items()}
-    cosines = {m: cosine_similarity(unique[m].flatten(1), common[m].flatten(1), dim=1) for m in steps}
+    unique, common, valid = model.decouple({m: batch[m] for m in MODALITIES}, lengths)
+    cosines = {m: cosine_similarity(unique[m].flatten(1), common[m].flatten(1), dim=1) for m in unique}
     return ({m: masked_mean(x, valid[m]) for m, x in unique.items()},
             {m: masked_mean(x, valid[m]) for m, x in common.items()}, cosines)
 

@@ -156,11 +156,15 @@ def _absence(missing: str | None, missing_train: str | None, settings: Mapping[s
 def check_folders(job: Job) -> None:
     """Make the three folders of results, and refuse one that cannot be written, before anything is trained."""
     for option in ("model_save_dir", "res_save_dir", "log_dir"):
-        folder = getattr(job, option)
-        try:
-            folder.mkdir(parents=True, exist_ok=True)
-            with tempfile.TemporaryFile(dir=folder):
-                pass
-        except OSError as error:
-            raise InputError(f"--{option.replace('_', '-')} {folder} is no folder that can be written "
-                             f"({error.strerror or error}): choose another") from error
+        check_folder(getattr(job, option), f"--{option.replace('_', '-')}")
+
+
+def check_folder(folder: Path, option: str) -> None:
+    """Make the folder that an option names, and refuse one that cannot be written."""
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=folder):
+            pass
+    except OSError as error:
+        raise InputError(f"{option} {folder} is no folder that can be written ({error.strerror or error}): "
+                         "choose another") from error

@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
 
-from .config import Model
+from .catalogue import Model
 from .faults import FAULTS, faults_of
 from .patching import Undo, View, mmsa_module, replace, together
 from .rewrite import rewritten

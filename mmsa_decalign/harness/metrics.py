@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
+from .catalogue import STANDS_FOR, catalogue, classes_of
 from .classification import class_rules
-from .config import STANDS_FOR, catalogue, classes_of
 
 _MOSI = {
     "Has0_acc_2": "accuracy of negative against non-negative; a label or prediction of 0 counts as non-negative",

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 from ..errors import InputError
 
 if TYPE_CHECKING:
-    from .config import Model
+    from .catalogue import Model
 
 # MMSA's models that convolve without padding, so that a sequence must be as long as the kernel.
 CONVOLVES = ("mult", "tetfn")

@@ -24,10 +24,11 @@ from ..data.schema import Features
 from ..errors import InputError, RunError
 from . import machine
 from .calls import calls_of
+from .catalogue import Model, catalogue, find_dataset, find_model
 from .checkpoints import Origin, origin_of
 from .classification import numbered, selects_on_test
 from .compat import overlaid
-from .config import PAPER_COUNT, Model, catalogue, find_dataset, find_model
+from .config import PAPER_COUNT
 from .datasets import SplitDataset
 from .encoders import check_encoder, check_tokens
 from .faults import faults_of

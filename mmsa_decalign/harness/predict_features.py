@@ -19,16 +19,15 @@ import numpy as np
 
 from ..data.arrays import as_strings
 from ..data.reading import read_file, replace_modality
-from ..data.schema import MODALITIES, Split, read_split
+from ..data.schema import LABEL_KEYS, MODALITIES, Split, read_split
 from ..errors import InputError, nearest
 from .checkpoints import Origin
 
 LOGGER = logging.getLogger("MMSA")
 WHOLE = "all"  # the name of what has no splits
-_LABELS = ("regression_labels", "classification_labels")
 _ARRAYS = (*MODALITIES, "text_bert")
 _PER_SAMPLE = ("id", "raw_text", "text_lengths", "audio_lengths", "vision_lengths", "annotations",
-               *_LABELS, *(f"regression_labels_{letter}" for letter in "TAV"))
+               *LABEL_KEYS, *(f"regression_labels_{letter}" for letter in "TAV"))
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -113,7 +112,7 @@ def _splits(data: Any, path: Path) -> dict[str, dict[str, Any]]:
 def _as_batch(raw: Mapping[str, Any], path: Path) -> dict[str, Any]:
     """The dictionary itself, or one sample as a batch of one. GloVe's vectors come as texts from MMSA-FET."""
     arrays = {key: raw[key] for key in _ARRAYS if raw.get(key) is not None}
-    several = any(_rows(raw.get(key)) > 1 for key in ("id", *_LABELS))
+    several = any(_rows(raw.get(key)) > 1 for key in ("id", *LABEL_KEYS))
     if several or not all(getattr(value, "ndim", 0) == 2 for value in arrays.values()):
         return dict(raw)
     batch: dict[str, Any] = {}
@@ -166,7 +165,7 @@ def _given(
 
 def _make_labels(raw: dict[str, Any], rows: int, where: str, *, classes: bool) -> np.ndarray:
     """Which samples have a label. Zeros take the place of those that are absent: no prediction depends on them."""
-    own, other = reversed(_LABELS) if classes else _LABELS
+    own, other = reversed(LABEL_KEYS) if classes else LABEL_KEYS
     values = raw.get(own)
     if classes:
         raw[other] = np.zeros(rows, dtype=np.float32)

@@ -14,8 +14,9 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from .catalogue import Catalogue, catalogue, classes_of, find_dataset, find_model, mmsa_config
 from .compat import Undo, apply_patches, replace
-from .config import Catalogue, catalogue, choose, classes_of, find_dataset, find_model, merge, mmsa_config
+from .config import choose, merge
 from .plugins import GROUP, Found, ModelPlugin, discover
 
 __all__ = ["GROUP", "Found", "ModelPlugin", "active", "discover", "register", "unregister"]

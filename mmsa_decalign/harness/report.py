@@ -7,12 +7,13 @@ from string import ascii_lowercase
 from typing import Any
 
 from rich.console import Console
+from rich.markup import escape
 from rich.measure import Measurement
 from rich.table import Table
 
 from ..data.schema import SPLITS
 from .absence import in_words
-from .config import STANDS_FOR, Catalogue, classes_of
+from .catalogue import STANDS_FOR, Catalogue, classes_of
 from .faults import faults_of
 from .metrics import LOWER_IS_BETTER, metric_rules, why_no_number
 from .needs import needs, why_no_classes
@@ -57,14 +58,14 @@ def _results(outcome: Any, shown: Sequence[Mapping[str, Any]]) -> Table:
     table.add_column("metric", no_wrap=True)
     beside = [f"always\n{classes['majority']['class']}"] if classes else []
     for name in ["mean", *(["std"] if several else []), *beside, *(f"seed\n{record['seed']}" for record in shown)]:
-        table.add_column(name, justify="right", no_wrap=True)
+        table.add_column(escape(name), justify="right", no_wrap=True)
     for name, item in outcome.summary.items():
         always = classes["majority"]["test"].get(name) if classes else None
         cell = ["-" if name == "Loss" else _number(always)] if classes else []
         figures = [item["mean"], *([item["std"]] if several else []), *(record["test"][name] for record in shown)]
         cells = list(map(_number, figures))
         at = 2 if several else 1
-        table.add_row(name, *cells[:at], *cell, *cells[at:])
+        table.add_row(escape(name), *cells[:at], *cell, *cells[at:])
     return table
 
 
@@ -189,7 +190,8 @@ def print_catalogue(known: Catalogue, console: Console) -> None:
                 marks[fault["name"]] = ascii_lowercase[len(marks)]
                 legend.append((marks[fault["name"]], fault))
         shown = " ".join(sorted(marks[fault["name"]] for fault in model["faults"]))
-        models.add_row(model["name"], model["source"], " ".join(model["datasets"]) or "none", wants, shown)
+        cells = (model["name"], model["source"], " ".join(model["datasets"]) or "none", wants, shown)
+        models.add_row(*map(escape, cells))  # a plugin's words may have brackets
     console.print(models)
     if legend:
         lines = ["faults of MMSA's models, kept so that numbers compare with published ones, and repaired by --mended:"]
@@ -206,7 +208,8 @@ def print_catalogue(known: Catalogue, console: Console) -> None:
         datasets.add_column(column, overflow="fold")
     for dataset in document["datasets"]:
         files = "; ".join(f"{kind}: {path}" for kind, path in dataset["files"].items())
-        datasets.add_row(dataset["name"], dataset["source"], files, ", ".join(dataset["classes"]) or "a scale")
+        cells = (dataset["name"], dataset["source"], files, ", ".join(dataset["classes"]) or "a scale")
+        datasets.add_row(*map(escape, cells))
     console.print(datasets)
 
 

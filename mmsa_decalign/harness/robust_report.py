@@ -10,6 +10,7 @@ from typing import Any
 
 from rich import box
 from rich.console import Console
+from rich.markup import escape
 from rich.measure import Measurement
 from rich.table import Table
 
@@ -56,7 +57,7 @@ def _table(result: Robustness, metric: str, *, spread: bool) -> Table:
             points = {rate: (mean, std) for rate, mean, std in result.curve(model, missing, metric)}
             cells = ["none" if rate not in points else f"{points[rate][0]:.3f}"
                      + (f" ± {points[rate][1]:.3f}" if spread else "") for rate in result.rates]
-            table.add_row(model if missing == result.missing[0] else "", missing, *cells)
+            table.add_row(escape(model) if missing == result.missing[0] else "", missing, *cells)
     return table
 
 

@@ -1,8 +1,8 @@
 """Gaussian mixtures of a batch, fitted by a fixed number of differentiable EM steps (paper, section 3.2).
 
 Lives here: the mixture record, the fit, and its two steps for full covariances; those for diagonal ones, which every
-preset uses, are in diagonal.py with a derivative of their own. Every sum over samples is made in `_start` and
-`_m_step`, there and here, nowhere else: that is where a data-parallel version would add its reductions.
+preset uses, are in diagonal.py with a derivative of their own. Every sum over samples of the fit is made in `_start`
+and `_m_step`, or over there: that is where a data-parallel version would add its reductions.
 May change: the arithmetic, as long as the NumPy reference agrees. Twin: reference/mixture.py.
 """
 

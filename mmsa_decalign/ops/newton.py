@@ -3,8 +3,8 @@
 The last potential is eliminated: given the others it is what makes its own marginal exact, a softmax. What remains is
 concave and smooth, and from one sweep over the axes Newton's method is at rounding error after 3 to 12 rounds, as
 long as costs are up to some hundred times reg. Beyond, or where masses differ by many orders of magnitude, it may run
-away: it then says so by returning None, and `sinkhorn.py`, whose rounds cost thrice as much and always go uphill,
-begins anew. Each round reads one number back from the device.
+away: it then says so by returning None, and `sinkhorn.py`, whose rounds cost thrice as much and take no step that
+does not help, begins anew. Each round reads one number back from the device.
 May change: everything, as long as a plan that is returned meets `tol`.
 """
 
@@ -43,7 +43,7 @@ def solve(cost: Tensor, nus: Sequence[Tensor], tol: float, rounds: int) -> Optim
         for g, shape in zip(potentials.split(sizes), axes, strict=True):
             total = total + g.view(shape)
         plan = torch.softmax(total.view(-1, last.numel()), dim=0).mul_(last).view(cost.shape)
-        with_last = torch.cat([_onto(plan, axis, m - 1) for axis in range(m - 1)])
+        with_last = torch.cat([two_way(plan, axis, m - 1) for axis in range(m - 1)])
         margins = with_last.sum(dim=1, keepdim=True)
         missing = wanted - margins
         error = float(torch.linalg.vector_norm(missing, 1))  # of all axes together: at least that of the worst
@@ -81,10 +81,10 @@ def _add_blocks(system: Tensor, plan: Tensor, sizes: Sequence[int]) -> None:
     for i in range(1, len(sizes)):
         rows = system[begins[i] : begins[i] + sizes[i]]
         for j in range(i):
-            rows[:, begins[j] : begins[j] + sizes[j]].add_(_onto(plan, j, i).mT)
+            rows[:, begins[j] : begins[j] + sizes[j]].add_(two_way(plan, j, i).mT)
 
 
-def _onto(plan: Tensor, i: int, j: int) -> Tensor:
-    """Sum over all axes but i and j."""
+def two_way(plan: Tensor, i: int, j: int) -> Tensor:
+    """The two-way marginal (K_i, K_j) of a plan, for i < j: its sum over all other axes."""
     others = [axis for axis in range(plan.dim()) if axis not in (i, j)]
     return plan.sum(dim=others) if others else plan

@@ -67,11 +67,16 @@ def solve_dual(cost: Tensor, marginals: Sequence[Tensor], reg: float, tol: float
             if error <= stage_tol:
                 break
         potentials = [x * stage_reg for x in g]
-    # Of the problem asked for, also when the rounds ran out in an earlier stage.
-    log_plan = _add(-c / reg, [f / reg for f in potentials])
+    # Of the problem asked for: the rounds may have run out in an earlier stage, or before the first. A sweep then sees
+    # to it that the plan has a mass of 1 and the last marginal right.
+    g = [f / reg for f in potentials]
+    log_plan = _add(-c / reg, g)
     error = _error(log_plan.exp(), nus)
+    if not error <= tol:
+        g, log_plan = _sweep(g, c / reg, nus)
+        error = _error(log_plan.exp(), nus)
 
-    potentials, total = _settled(potentials, nus, least)
+    potentials, total = _settled([x * reg for x in g], nus, least)
     plan = log_plan.exp()
     value = total - reg * plan.sum()
     full_plan = torch.zeros_like(cost)
@@ -184,7 +189,7 @@ def _negative_hessian(plan: Tensor, margins: Sequence[Tensor]) -> Tensor:
             if i == j:
                 row.append(torch.diag(margins[i]))
             else:
-                pair = plan.sum(dim=[a for a in range(m) if a not in (i, j)]) if m > 2 else plan
+                pair = newton.two_way(plan, min(i, j), max(i, j))
                 row.append(pair if i < j else pair.mT)
         rows.append(torch.cat(row, dim=1))
     return torch.cat(rows, dim=0)

@@ -19,6 +19,7 @@ from torch import Tensor
 from .distances import squared_distances
 from .envelope import Envelope, wants_slopes
 from .mixture import GaussianMixture, cholesky
+from .newton import two_way
 from .precision import cast, widen
 from .release import RELEASE_ROUNDS, release_rounds
 from .sinkhorn import DualSolution, solve_dual
@@ -163,7 +164,7 @@ def multimarginal_sinkhorn(
 def mixture_transport(
     means: Tensor, variances: Tensor, marginals: Tensor, *, reduction: str, reg: float, tol: float, max_iter: int | None
 ) -> TransportResult:
-    """`multimarginal_sinkhorn` of the `joint_cost` M diagonal mixtures: means and variances (M, K, d),
+    """`multimarginal_sinkhorn` of the `joint_cost` of M diagonal mixtures: means and variances (M, K, d),
     marginals (M, K), finite and in float64, each marginal of sum 1.
 
     Relies on the joint cost being a sum over pairs: what the derivative needs of the plan are its two-way marginals,
@@ -182,21 +183,20 @@ def mixture_transport(
         solution = _solved(joint, list(marginals.unbind()), reg, tol, max_iter)
         if not differentiable:
             return _result(solution.value, solution, tol)
-        two_way = _two_way(solution.plan)
-        to_points = torch.addcmul(-(two_way @ points), points, two_way.sum(dim=1, keepdim=True))
+        shared = _all_two_way(solution.plan)
+        to_points = torch.addcmul(-(shared @ points), points, shared.sum(dim=1, keepdim=True))
         to_means, to_deviations = to_points.mul_(2 * scale).view(m, k, 2 * d).chunk(2, dim=2)
         to_marginals = torch.nan_to_num(torch.stack(solution.potentials), neginf=0.0)
         slopes = to_means, to_deviations / (2 * deviations), to_marginals
     return _result(Envelope.apply(solution.value, slopes, means, variances, marginals), solution, tol)
 
 
-def _two_way(plan: Tensor) -> Tensor:
+def _all_two_way(plan: Tensor) -> Tensor:
     """(M K, M K): the two-way marginals of all pairs of axes, from both sides; zeros where an axis meets itself."""
     m = plan.dim()
     pairs = {}
     for i, j in combinations(range(m), 2):
-        others = [axis for axis in range(m) if axis not in (i, j)]
-        pairs[i, j] = plan.sum(dim=others) if others else plan
+        pairs[i, j] = two_way(plan, i, j)
         pairs[j, i] = pairs[i, j].mT
     nothing = plan.new_zeros(plan.shape[0], plan.shape[0])
     return torch.cat([torch.cat([pairs.get((i, j), nothing) for j in range(m)], dim=1) for i in range(m)])

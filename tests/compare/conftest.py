@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from compare_maker import Maker, few_resamples
 
 from mmsa_decalign.compare import grid
 from mmsa_decalign.compare.store import Store
@@ -26,3 +27,10 @@ def stub(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("PYTHONPATH", os.pathsep.join([here, os.environ.get("PYTHONPATH", "")]).rstrip(os.pathsep))
     monkeypatch.setenv("OMP_NUM_THREADS", "1")
     monkeypatch.setattr(grid, "WORKER", "compare_stub")
+
+
+@pytest.fixture
+def maker(store: Store, monkeypatch: pytest.MonkeyPatch) -> Maker:
+    """A store to be filled with made-up rows; few resamples."""
+    few_resamples(monkeypatch)
+    return Maker(store)

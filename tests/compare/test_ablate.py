@@ -14,7 +14,7 @@ from mmsa_decalign.compare.plan import unique
 from mmsa_decalign.compare.store import Store
 from mmsa_decalign.data.synthetic import write_synthetic
 from mmsa_decalign.errors import InputError
-from mmsa_decalign.harness.config import catalogue
+from mmsa_decalign.harness.catalogue import catalogue
 from mmsa_decalign.settings import Settings
 
 SMALL = {"d_model": 8, "num_heads": 2, "nlevels": 1, "num_prototypes": 2, "num_epochs": 2}

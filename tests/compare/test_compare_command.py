@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
 from mmsa_decalign.cli import main
 from mmsa_decalign.compare import grid, rerun
@@ -43,6 +44,7 @@ def test_a_comparison_its_second_call_and_a_rerun(
     assert call(folder, "--no-sanity", "--json") == 0
     shown = capsys.readouterr()
     document = json.loads(shown.out)
+    assert "decalign on synthetic, seed 1: started" in shown.err
     assert "decalign on synthetic, seed 1: done" in shown.err
     (part,) = document["data"]
     assert [row["label"] for row in part["rows"]] == ["decalign", "lmf"]
@@ -66,7 +68,7 @@ def test_a_comparison_its_second_call_and_a_rerun(
     attempts = store.database.execute("SELECT sum(attempts) FROM cells").fetchone()
 
     assert call(folder, "--no-sanity") == 0
-    assert "decalign, test split" not in capsys.readouterr().err
+    assert "started" not in capsys.readouterr().err
     assert store.database.execute("SELECT sum(attempts) FROM cells").fetchone() == attempts, "nothing is done twice"
     assert call(folder, "--no-sanity", "--dry-run", "--again", "--json") == 0
     plan = json.loads(capsys.readouterr().out)
@@ -88,6 +90,32 @@ def test_a_comparison_its_second_call_and_a_rerun(
     assert "is not the file that it read" in capsys.readouterr().err
     shutil.move(moved, path)
     store.close()
+
+
+@pytest.mark.slow
+def test_a_rerun_of_a_training_from_its_record(
+        folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    monkeypatch.setenv("HOME", str(tmp_path))
+    results = tmp_path / "results"
+    assert main(["-m", "lmf", "-d", "synthetic", "--feature-file", str(folder / "tiny.pkl"), "-s", "1", "--set",
+                 "max_epochs=2", "--device", "cpu", "-v", "0", "--res-save-dir", str(results)]) == 0
+    (path,) = (results / "runs").iterdir()
+    record, threads = json.loads(path.read_text()), torch.get_num_threads()
+    capsys.readouterr()
+    torch.set_num_threads(threads + 1)
+    try:
+        for wanted in (str(path), record["id"], record["id"][:6]):
+            assert main(["rerun", wanted, "--res-save-dir", str(results), "--device", "cpu", "--json"]) == 0
+            result = json.loads(capsys.readouterr().out)
+            assert result["came_back"] is True
+            assert "threads" not in result["changed"], "as many as the run had"
+            assert torch.get_num_threads() == threads + 1
+    finally:
+        torch.set_num_threads(threads)
+    for lacking in ("model_source", "mended", "git_commit"):
+        path.write_text(json.dumps({key: value for key, value in record.items() if key != lacking}))
+        assert main(["rerun", str(path)]) == 2
+        assert f"has no '{lacking}'" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(("argv", "words"), [

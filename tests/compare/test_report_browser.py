@@ -10,10 +10,9 @@ from typing import Any
 
 import numpy as np
 import pytest
+from compare_maker import Maker, few_resamples
 from test_report_page import CURVES, NASTY, built
-from test_table import Maker
 
-from mmsa_decalign.compare import statistics
 from mmsa_decalign.compare.plan import Row
 from mmsa_decalign.compare.store import Store
 
@@ -31,8 +30,7 @@ def report(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict[str, An
     folder = tmp_path_factory.mktemp("browser")
     store = Store(folder / "store.sqlite")
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(statistics.resampled, "__kwdefaults__", {"resamples": 99, "seed": 0})
-        patch.setattr(statistics.compare, "__kwdefaults__", {"resamples": 99, "seed": 0})
+        few_resamples(patch, 99)
         maker = Maker(store)
         for data in "ab":
             maker.row("good", 0.5, data=data, epochs=CURVES)

@@ -8,29 +8,18 @@ from xml.etree import ElementTree
 
 import numpy as np
 import pytest
+from compare_maker import Maker, N
 from compare_stub import record_of
 from report_reading import Element, pictures, read, table
-from test_table import Maker, N
 
-from mmsa_decalign.compare import statistics
 from mmsa_decalign.compare import table as tables
-from mmsa_decalign.compare.measures import measures
 from mmsa_decalign.compare.plan import Data, Plan, Row
 from mmsa_decalign.compare.report import inside, page, svg, words
-from mmsa_decalign.compare.store import Store
 from mmsa_decalign.compare.writing import figure
-from mmsa_decalign.harness.samples import Samples
 
 NASTY = "<script>alert('x')</script> & \"q\" $a_b$ {{ 7*7 }} 情感"
 CURVES = [{"epoch": epoch, "train": {"loss": 4.0 / epoch, "odd_term": -0.25 * epoch},
            "valid": {"Loss": 2.0 / epoch, "MAE": 1.5 / epoch}} for epoch in (1, 2, 3, 4)]
-
-
-@pytest.fixture
-def maker(store: Store, monkeypatch: pytest.MonkeyPatch) -> Maker:
-    monkeypatch.setattr(statistics.resampled, "__kwdefaults__", {"resamples": 199, "seed": 0})
-    monkeypatch.setattr(statistics.compare, "__kwdefaults__", {"resamples": 199, "seed": 0})
-    return Maker(store)
 
 
 def built(maker: Maker, reference: str = "good", seeds: tuple[int, ...] = (1, 2), dataset: str = "mosi"
@@ -215,6 +204,35 @@ def test_the_summary_says_what_the_table_says(maker: Maker) -> None:
     assert "on MAE terrible is not distinguishable from “a constant” and worse than ridge" in reversed_text
 
 
+def mute(maker: Maker, label: str, mae: float) -> None:
+    """A row whose predictions are not known, so that nothing of it is tested."""
+    maker.rows.append(Row(label, label))
+    made = maker.cell(label, 1, "a")
+    maker.finish(made, record_of(made.spec, {"MAE": mae}, id=label), None)
+
+
+def test_nothing_is_said_of_ties_that_were_not_tested(maker: Maker) -> None:
+    maker.row("good", 0.4)
+    maker.row("terrible", 4.0)
+    assert "On MAE no other row ties with good." in words.summary(maker.document())[0]
+    mute(maker, "mute", 0.9)
+    assert "On MAE no other row that could be tested ties with good." in words.summary(maker.document())[0]
+    mute(maker, "mute but best", 0.01)
+    (text,) = words.summary(maker.document())
+    assert "“mute but best” has the best mean of MAE" in text
+    assert "ties" not in text
+    assert "share" not in text
+
+
+def test_a_metric_that_has_no_test_is_not_counted_as_equal(maker: Maker) -> None:
+    maker.row("good", 0.4)
+    maker.row("another", 0.4)
+    assert "not distinguishable from the reference good on any metric." in words.summary(maker.document())[0]
+    document = maker.document()
+    del document["data"][0]["rows"][1]["against"]["Corr"]
+    assert "the reference good on any metric that could be tested." in words.summary(document)[0]
+
+
 def test_the_limits_are_those_of_the_data(maker: Maker) -> None:
     three_rows(maker)
     _, document = built(maker)
@@ -272,16 +290,9 @@ def test_nothing_finished_is_still_a_page(maker: Maker) -> None:
 def test_classes_have_a_confusion_matrix(maker: Maker) -> None:
     names, rng = ["sad", "happy & <b>"], np.random.default_rng(0)
     labels = rng.integers(0, 2, N)
-    known = measures({"dataset_name": "iemocap4", "label_names": names}, ["WA", "UA"])
     for label, noise in (("good", 0.3), ("bad", 30.0)):
-        maker.rows.append(Row(label, label))
-        made = maker.cell(label, 1, "a")
-        made.spec["settings"] = {"label_names": names}
-        scores = (np.eye(2)[labels] + rng.normal(0, noise, (N, 2))).astype(np.float32)
-        test = {name: float(measure.of(scores, labels)) for name, measure in known.items()}
-        maker.finish(made, record_of(made.spec, test, id=label), Samples(maker.ids, labels, scores))
-        if label == "bad":
-            right = [int(((scores.argmax(axis=1) == labels) & (labels == one)).sum()) for one in (0, 1)]
+        scores = maker.classes(label, names, labels, noise, ["WA", "UA"], rng=rng)
+    right = [int(((scores.argmax(axis=1) == labels) & (labels == one)).sum()) for one in (0, 1)]
     html, _ = built(maker, seeds=(1,), dataset="iemocap4")
     found = assert_whole(html)
     assert "Confusion matrices" in [one.text() for one in found.all("h3")]

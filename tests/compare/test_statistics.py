@@ -7,6 +7,8 @@ import itertools
 import numpy as np
 import pytest
 import scipy.stats
+from hypothesis import given
+from hypothesis import strategies as st
 
 from mmsa_decalign.compare import statistics
 from mmsa_decalign.compare.measures import measures
@@ -145,6 +147,16 @@ def test_holm_by_hand() -> None:
     assert holm([0.5, 0.6]) == [1.0, 1.0]
     assert holm([0.2, 0.001, 0.2]) == pytest.approx([0.4, 0.003, 0.4])
     assert holm([]) == []
+
+
+@given(st.lists(st.floats(0, 1), min_size=1, max_size=6))
+def test_holm_is_the_closed_test_of_bonferroni(p: list[float]) -> None:
+    """By definition: a claim stands if Bonferroni rejects every set of hypotheses that it belongs to."""
+    places = range(len(p))
+    sets = [one for size in places for one in itertools.combinations(places, size + 1)]
+    expected = [max(min(1.0, len(one) * min(p[other] for other in one)) for one in sets if place in one)
+                for place in places]
+    assert holm(p) == pytest.approx(expected)
 
 
 def test_holm_keeps_the_chance_of_any_false_claim() -> None:

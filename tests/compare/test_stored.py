@@ -99,6 +99,9 @@ def test_the_command_makes_every_form(store: Store, capsys: pytest.CaptureFixtur
     assert "lmf" in capsys.readouterr().out
     assert main(["report", str(out / "none.sqlite")]) == 2
     assert "does not exist" in capsys.readouterr().err
+    assert main(["report", str(store.path), "--out", str(out / "compare.csv")]) == 2
+    assert "--out" in (said := capsys.readouterr().err)
+    assert "is no folder that can be written" in said
 
 
 def test_a_row_that_was_selected_on_test_is_marked(store: Store) -> None:

@@ -12,68 +12,13 @@ from typing import Any
 
 import numpy as np
 import pytest
-from compare_stub import cell, record_of
+from compare_maker import NAMES, Maker, N
+from compare_stub import record_of
 from rich.console import Console
 
 from mmsa_decalign.compare import screen, statistics, table, writing
-from mmsa_decalign.compare.measures import measures
-from mmsa_decalign.compare.plan import Cell, Data, Plan, Row
+from mmsa_decalign.compare.plan import Data, Plan, Row
 from mmsa_decalign.compare.report import page
-from mmsa_decalign.compare.store import Store
-from mmsa_decalign.harness.samples import Samples
-
-NAMES = ["Has0_acc_2", "Non0_acc_2", "MAE", "Corr"]
-KNOWN = measures({"dataset_name": "mosi"}, NAMES)
-N = 120
-
-
-class Maker:
-    """Fills a store with runs whose predictions are labels plus noise."""
-
-    def __init__(self, store: Store) -> None:
-        self.store, self.cells, self.rows = store, [], []
-        rng = np.random.default_rng(0)
-        self.labels = {data: np.clip(rng.normal(0, 1.5, N).round(1), -3, 3).astype(np.float32) for data in "ab"}
-        self.ids = [f"s{number}" for number in range(N)]
-
-    def row(self, label: str, noise: float, *, seeds: tuple[int, ...] = (1, 2), data: str = "a", broken: float = 0.0,
-            order: Any = None, sanity: bool = False, **more: Any) -> None:
-        if label not in [row.label for row in self.rows]:
-            self.rows.append(Row(label, label, sanity=sanity))
-        for seed in seeds:
-            made = self.cell(label, seed, data)
-            rng = np.random.default_rng([seed, len(label), len(data)])
-            labels = self.labels[data]
-            predictions = (labels + rng.normal(0, noise, N) + (2.5 if noise > 2 else 0)).astype(np.float32)
-            test = {name: round(float(KNOWN[name].of(predictions, labels)), 4) + broken for name in NAMES}
-            samples = Samples(self.ids, labels, predictions[:, None])
-            if order is not None:
-                samples = Samples([self.ids[n] for n in order], labels[order], predictions[order][:, None])
-            self.finish(made, record_of(made.spec, {**test, "Loss": 1.0}, id=f"{label}{seed}{data}", **more), samples)
-
-    def cell(self, label: str, seed: int, data: str) -> Cell:
-        made = cell(label, seed, data=data)
-        made = Cell(made.key, label, data, seed, made.spec)
-        self.store.add([made.entry()])
-        self.cells.append(made)
-        return made
-
-    def finish(self, made: Cell, record: dict[str, Any], samples: Samples | None) -> None:
-        assert self.store.claim(made.key, record["id"], 0)
-        assert self.store.finish(made.key, record["id"], record, {} if samples is None else {"test": samples})
-
-    def document(self, reference: str = "good") -> dict[str, Any]:
-        labels = list(dict.fromkeys(made.data for made in self.cells))
-        plan = Plan(self.rows, [Data(label, "mosi") for label in labels], (1, 2), reference, self.cells)
-        return table.make_table(plan, self.store)
-
-
-@pytest.fixture
-def maker(store: Store, monkeypatch: pytest.MonkeyPatch) -> Maker:
-    monkeypatch.setattr(statistics, "RESAMPLES", 199)
-    monkeypatch.setattr(statistics.resampled, "__kwdefaults__", {"resamples": 199, "seed": 0})
-    monkeypatch.setattr(statistics.compare, "__kwdefaults__", {"resamples": 199, "seed": 0})
-    return Maker(store)
 
 
 def rows_of(document: dict[str, Any], data: int = 0) -> dict[str, Any]:
@@ -183,20 +128,27 @@ def test_an_empty_store_makes_a_table_without_figures(maker: Maker) -> None:
 
 
 def test_classes_have_intervals_too(maker: Maker) -> None:
-    names, rng = ["sad", "happy"], np.random.default_rng(0)
+    names, metrics, rng = ["sad", "happy"], ["WA", "UA", "Weighted_F1", "F1_sad"], np.random.default_rng(0)
     labels = rng.integers(0, 2, N)
-    known = measures({"dataset_name": "iemocap4", "label_names": names}, ["WA", "UA", "Weighted_F1", "F1_sad"])
     for label, noise in (("good", 0.3), ("bad", 30.0)):
-        maker.rows.append(Row(label, label))
-        made = maker.cell(label, 1, "a")
-        made.spec["settings"] = {"label_names": names}
-        scores = (np.eye(2)[labels] + rng.normal(0, noise, (N, 2))).astype(np.float32)
-        test = {name: float(measure.of(scores, labels)) for name, measure in known.items()}
-        maker.finish(made, record_of(made.spec, test, id=label), Samples(maker.ids, labels, scores))
+        maker.classes(label, names, labels, noise, metrics, rng=rng)
     rows = rows_of(maker.document())
     assert {entry["verdict"] for entry in rows["bad"]["against"].values()} == {"worse"}
-    assert set(rows["bad"]["against"]) == set(known)
+    assert set(rows["bad"]["against"]) == set(metrics)
     assert rows["good"]["metrics"]["UA"]["low"] < rows["good"]["metrics"]["UA"]["mean"]
+
+
+def test_memory_is_that_of_the_gpu_where_one_was_used(maker: Maker) -> None:
+    maker.row("good", 0.5, peak_memory_mib={"process": 900.0, "gpu": 50.0})
+    maker.row("cpu", 0.5, peak_memory_mib={"process": 700.0, "gpu": None})
+    maker.row("windows", 0.5, peak_memory_mib={"process": None, "gpu": None})
+    assert [row["peak_memory_mib"] for row in maker.document()["data"][0]["rows"]] == [50.0, 700.0, None]
+
+
+@pytest.mark.parametrize(("p", "shown"), [(0.0002, "0.0002"), (0.0099, "0.0099"), (0.01, "0.01"), (0.0496, "0.0496"),
+                                          (0.0504, "0.0504"), (0.044, "0.04"), (0.056, "0.06"), (1.0, "1.00")])
+def test_a_p_value_shows_on_which_side_of_the_level_it_is(p: float, shown: str) -> None:
+    assert writing.p_value(p) == shown
 
 
 def test_mixed_code_is_noted(maker: Maker) -> None:

@@ -23,8 +23,9 @@ from drive_server import BUSY, CONFIRMATION, NOT_FOUND, QUOTA, DriveServer, page
 from mmsa_decalign.cli import main
 from mmsa_decalign.data import fetch as fetching
 from mmsa_decalign.data import published
-from mmsa_decalign.data.fetch import fetch, hash_file, verify
+from mmsa_decalign.data.fetch import fetch, verify
 from mmsa_decalign.data.published import FILES, PublishedFile, file_with_hash, files_of
+from mmsa_decalign.data.reading import sha256_of
 from mmsa_decalign.errors import InputError, RunError
 
 # 3 MB: several blocks of gdown's half a megabyte, so that a cut leaves some of them written
@@ -365,7 +366,7 @@ def toy(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, layout: Any) -> tuple[P
     """A feature file that counts as published, and where a copy of it lies."""
     copy = tmp_path / "toy.pkl"
     copy.write_bytes(pickle.dumps(layout))
-    file = replace(FILE, sha256=hash_file(copy), size=copy.stat().st_size)
+    file = replace(FILE, sha256=sha256_of(copy), size=copy.stat().st_size)
     monkeypatch.setattr(published, "FILES", (file,))
     return file, copy
 

@@ -404,6 +404,34 @@ def test_the_picture(file: Path, tmp_path: Path, suffix: str) -> None:
     assert out.read_bytes().startswith({".png": b"\x89PNG", ".svg": b"<?xml", ".pdf": b"%PDF"}[suffix])
 
 
+def test_names_in_a_file_are_shown_as_they_are(
+    tmp_path: Path, layout: Layout, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """rich takes what stands in brackets for a style: an opening one vanishes, a closing one ends the command."""
+    for name, split in layout.items():
+        del split["regression_labels"]
+        split["labels"] = (["[hap]", "[/sad]"] * 3)[:len(split["id"])]
+        split["id"] = [f"{name}$_${number}" for number in range(len(split["id"]))]
+    layout["[bold]more[/red]"] = dict(layout["test"])
+    (tmp_path / "features.pkl").write_bytes(pickle.dumps(layout))
+    assert main(["data", "inspect", str(tmp_path / "features.pkl"), "--no-probe"]) == 0
+    shown = [line.split() for line in capsys.readouterr().out.splitlines()]
+    assert ["labels", "train", "valid", "test", "[bold]more[/red]"] in shown
+    assert ["[hap]", "3", "2", "2", "2"] in shown
+    assert ["[/sad]", "2", "1", "2", "2"] in shown
+    assert ["[bold]more[/red]", "aligned", "4"] in [line[:3] for line in shown]
+
+
+def test_a_picture_that_cannot_be_written_is_an_input_error(file: Path, tmp_path: Path) -> None:
+    (tmp_path / "taken").touch()
+    for out in (tmp_path / "taken" / "picture.png", tmp_path):
+        out = out if out.suffix else out / "folder.png"
+        (tmp_path / "folder.png").mkdir(exist_ok=True)
+        with pytest.raises(InputError, match="cannot be written") as caught:
+            plot_overview(inspect_file(file, probing=False), out)
+        assert f"--plot {out}" in str(caught.value)
+
+
 def test_the_picture_shows_text_with_dollars_as_it_is(tmp_path: Path, layout: Layout) -> None:
     layout["train"]["audio"][0, 0, 0] = np.nan  # the finding names the id, which has two dollar signs
     layout["te$x_t$"] = layout["test"]

@@ -15,7 +15,8 @@ import torch
 from easydict import EasyDict
 from harness_matrix import small_settings, write_encoder, write_features
 
-from mmsa_decalign.harness.config import Model, catalogue, resolve
+from mmsa_decalign.harness.catalogue import Model, catalogue
+from mmsa_decalign.harness.config import resolve
 from mmsa_decalign.harness.datasets import load_features, make_loaders, make_splits
 from mmsa_decalign.harness.mended import repaired
 from mmsa_decalign.harness.registry import active

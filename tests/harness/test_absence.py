@@ -14,18 +14,10 @@ import torch
 from torch.utils.data import DataLoader
 
 from mmsa_decalign.cli import main
+from mmsa_decalign.data.schema import MODALITIES
 from mmsa_decalign.data.synthetic import write_synthetic
 from mmsa_decalign.errors import InputError
-from mmsa_decalign.harness.absence import (
-    MODALITIES,
-    Absence,
-    AbsentSplit,
-    check_rates,
-    hide,
-    parse_rates,
-    presence,
-    share,
-)
+from mmsa_decalign.harness.absence import Absence, AbsentSplit, check_rates, hide, parse_rates, presence, share
 from mmsa_decalign.harness.datasets import load_features, make_loaders, make_splits
 from mmsa_decalign.harness.runner import prepare, run
 

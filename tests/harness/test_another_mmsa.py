@@ -10,8 +10,10 @@ from typing import Any
 import pytest
 
 from mmsa_decalign.errors import InputError
-from mmsa_decalign.harness import config, faults
-from mmsa_decalign.harness.config import catalogue, find_model, mmsa_config, mmsa_datasets, resolve
+from mmsa_decalign.harness import catalogue as catalogue_module
+from mmsa_decalign.harness import faults
+from mmsa_decalign.harness.catalogue import catalogue, find_model, mmsa_config, mmsa_datasets
+from mmsa_decalign.harness.config import resolve
 from mmsa_decalign.harness.datasets import metrics_family
 from mmsa_decalign.harness.faults import faults_of
 from mmsa_decalign.harness.metrics import metric_rules
@@ -38,7 +40,7 @@ def another(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     (tmp_path / "config").mkdir()
     (tmp_path / "config" / "config_regression.json").write_text(json.dumps(settings))
     (tmp_path / "config" / "config_tune.json").write_text(json.dumps(tuning))
-    for module in (config, faults):
+    for module in (catalogue_module, faults):
         monkeypatch.setattr(module, "mmsa_folder", lambda: tmp_path)
     return tmp_path
 

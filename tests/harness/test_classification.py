@@ -23,8 +23,9 @@ from mmsa_decalign.data.reading import read_features
 from mmsa_decalign.data.synthetic import VOCABULARY, make_synthetic, write_synthetic
 from mmsa_decalign.errors import InputError
 from mmsa_decalign.harness import runner
+from mmsa_decalign.harness.catalogue import catalogue
 from mmsa_decalign.harness.classification import class_metrics
-from mmsa_decalign.harness.config import catalogue, resolve
+from mmsa_decalign.harness.config import resolve
 from mmsa_decalign.harness.conformance import check_model
 from mmsa_decalign.harness.datasets import make_loaders, make_splits
 from mmsa_decalign.harness.metrics import direction, metric_rules

@@ -8,7 +8,8 @@ from pathlib import Path
 import pytest
 
 from mmsa_decalign.errors import InputError
-from mmsa_decalign.harness.config import catalogue, mmsa_config, parse_overrides, resolve
+from mmsa_decalign.harness.catalogue import catalogue, mmsa_config
+from mmsa_decalign.harness.config import parse_overrides, resolve
 
 
 def test_every_configuration_of_mmsa_resolves_as_in_mmsa() -> None:
@@ -150,6 +151,10 @@ def test_the_catalogue_says_where_things_come_from() -> None:
         ('{"datasetCommonParams": {}, "decalign": 5}', "section 'decalign' is 5"),
         ('{"decalign": {"datasetParams": 3}}', "datasetParams of 'decalign' is 3"),
         ('{"datasetCommonParams": {"mosi": {}}, "decalign": {"datasetParams": {}}}', "neither 'aligned' nor"),
+        ('{"datasetCommonParams": {"mosi": {"aligned": null}}, "decalign": {}}', "data set 'mosi', 'aligned' is null"),
+        ('{"datasetCommonParams": {"mosi": {"aligned": {}, "unaligned": 5}}, "decalign": {}}', "'unaligned' is 5"),
+        ('{"datasetCommonParams": {"dataset_root_dir": 5}, "decalign": {}}', "dataset_root_dir is 5: expected"),
+        ('{"decalign": {"datasetParams": {"mosi": 5}}}', "datasetParams of 'decalign', 'mosi' is 5"),
         (b"\xff\xfe", "cannot be read as JSON text"),
     ],
 )
@@ -158,5 +163,26 @@ def test_a_malformed_file_is_named(tmp_path: Path, content: str | bytes, message
     file.write_bytes(content if isinstance(content, bytes) else content.encode())
     with pytest.raises(InputError) as caught:
         resolve("decalign", "mosi", config=file)
+    assert message in str(caught.value)
+    assert str(file) in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("debug", "message"),
+    [
+        ({"learning_rate": [0.1]}, "d_paras of 'decalign' is null: expected the names"),
+        ({"d_paras": 5}, "d_paras of 'decalign' is 5"),
+        ({"d_paras": [["clip"]], "clip": [1]}, "d_paras of 'decalign' is"),
+        ({"d_paras": ["clip"]}, "d_paras of 'decalign' names 'clip'"),
+        ({"d_paras": ["clip"], "clip": []}, "'clip' has no choice"),
+        ({"d_paras": ["clip"], "clip": {"a": [1], "b": []}}, "'clip' has no choice"),
+        ({"d_paras": ["clip"], "clip": {"a": 5}}, "'clip' has no choice"),
+    ],
+)
+def test_a_malformed_tuning_space_is_named(tmp_path: Path, debug: dict[str, object], message: str) -> None:
+    file = tmp_path / "c.json"
+    file.write_text(json.dumps({"decalign": {"commonParams": {}, "datasetParams": {"mosi": {}}, "debugParams": debug}}))
+    with pytest.raises(InputError) as caught:
+        resolve("decalign", "mosi", config=file, tuning=True)
     assert message in str(caught.value)
     assert str(file) in str(caught.value)

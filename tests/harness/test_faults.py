@@ -10,7 +10,8 @@ import torch
 from harness_faults import bench, entry
 
 from mmsa_decalign.harness import faults
-from mmsa_decalign.harness.config import catalogue, mmsa_folder, resolve
+from mmsa_decalign.harness.catalogue import catalogue, mmsa_folder
+from mmsa_decalign.harness.config import resolve
 from mmsa_decalign.harness.faults import FAULTS, faults_of, flags
 
 BY_NAME = {fault.name: fault for fault in FAULTS}

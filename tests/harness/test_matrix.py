@@ -22,7 +22,8 @@ from harness_matrix import small_settings, write_encoder, write_features
 
 from mmsa_decalign.errors import InputError
 from mmsa_decalign.harness import runner, training
-from mmsa_decalign.harness.config import mmsa_config, read_config, resolve
+from mmsa_decalign.harness.catalogue import mmsa_config
+from mmsa_decalign.harness.config import read_config, resolve
 
 MMSA_SETTINGS = json.loads(mmsa_config("regression").read_text(encoding="utf-8"))
 MODELS = {name: section for name, section in MMSA_SETTINGS.items() if name != "datasetCommonParams"}

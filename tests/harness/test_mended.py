@@ -12,7 +12,7 @@ import torch
 from harness_faults import bench, entry
 
 from mmsa_decalign.errors import InputError
-from mmsa_decalign.harness.config import catalogue
+from mmsa_decalign.harness.catalogue import catalogue
 from mmsa_decalign.harness.faults import FAULTS, faults_of
 from mmsa_decalign.harness.mended import MENDS, mendable, repaired, steps_before_padding, windows
 from mmsa_decalign.harness.runner import prepare, run

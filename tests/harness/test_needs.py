@@ -14,7 +14,8 @@ from harness_matrix import write_encoder
 from mmsa_decalign.cli import main
 from mmsa_decalign.data.synthetic import make_synthetic
 from mmsa_decalign.errors import InputError
-from mmsa_decalign.harness.config import catalogue, resolve
+from mmsa_decalign.harness.catalogue import catalogue
+from mmsa_decalign.harness.config import resolve
 from mmsa_decalign.harness.needs import check_combination, least_steps, needs
 from mmsa_decalign.harness.runner import prepare, run
 

@@ -377,6 +377,9 @@ def test_settings_lie_beside_a_checkpoint_that_is_no_archive(decalign: Run, tmp_
         ({"model": "decaling"}, "did you mean 'decalign'?"),
         ({"dataset": "mozi"}, "unknown data set 'mozi'"),
         ({"settings": {"d_model": 16, "tasks": ["M + __import__('os').getpid()"]}}, "setting tasks="),
+        ({"settings": {"modalities": 5}}, "setting modalities=5: expected a list of names"),
+        ({"settings": {"label_names": [1, 2]}, "train_mode": "classification"}, "setting label_names=[1, 2]"),
+        ({"settings": {"use_bert": True, "pretrained": 5}}, "setting pretrained=5: expected a name or a folder"),
         ({"settings": {"d_modle": 16}}, "d_modle"),
         ({"settings": {"d_model": 32, "num_heads": 4}}, "its weights are not those of 'decalign'"),
         ({"features": {"feature_dims": [1, 2], "steps": [1, 1, 1]}}, "'feature_dims' is [1, 2]"),
@@ -396,6 +399,23 @@ def test_settings_that_unpack_to_more_than_they_should(decalign: Run, tmp_path: 
     with zipfile.ZipFile(bomb, "a", zipfile.ZIP_DEFLATED) as archive:
         archive.writestr(f"bomb/{ENTRY}", " " * (1 << 22))
     assert "its settings take 4194304 bytes" in refused(lambda: predict(bomb, decalign.features, device="cpu"))
+
+
+@pytest.mark.parametrize("packed", [zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED])
+def test_settings_that_were_damaged_are_refused_though_others_lie_beside(packed: int, tmp_path: Path) -> None:
+    path = tmp_path / "x.pth"
+    torch.save({"weight": torch.ones(3)}, path)
+    with zipfile.ZipFile(path, "a", packed) as archive:
+        archive.writestr(f"x/{ENTRY}", json.dumps(SMALL))
+        start = archive.getinfo(f"x/{ENTRY}").header_offset + len(archive.getinfo(f"x/{ENTRY}").FileHeader())
+    (tmp_path / "x.pth.json").write_text("{}")
+    whole = path.read_bytes()
+    for place in (start, start + 9, start + 30):
+        path.write_bytes(whole[:place] + bytes([whole[place] ^ 0x55]) + whole[place + 1:])
+        assert torch.load(path, weights_only=True)["weight"].sum() == 3, "the weights are whole"
+        message = refused(lambda: origin_of(path))
+        assert message.startswith(f"checkpoint {path}: the settings in it are damaged")
+        assert "--record FILE" in message
 
 
 # Layouts of files

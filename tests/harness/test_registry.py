@@ -136,7 +136,7 @@ def test_a_built_in_model_on_mmsas_data_sets_is_left_to_mmsa(
 
 
 def test_look_ups_accept_a_users_file_and_mmsas_default_path(registered: Any, tmp_path: Path) -> None:
-    from mmsa_decalign.harness.config import mmsa_config
+    from mmsa_decalign.harness.catalogue import mmsa_config
 
     default = registered.get_config_regression("toy", "sims")
     assert default == registered.get_config_regression("toy", "sims", mmsa_config("regression"))
@@ -179,7 +179,7 @@ def test_a_broken_entry_point_is_listed_with_its_error_and_harms_nobody(install:
 
 
 def test_a_plugin_cannot_take_the_name_of_a_built_in_model(install: Any) -> None:
-    from mmsa_decalign.harness.config import catalogue
+    from mmsa_decalign.harness.catalogue import catalogue
 
     install(tfn="harness_toy:plugin")
     assert catalogue().models["tfn"].plugin is None

@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 from rich.console import Console
 
-from mmsa_decalign.harness.config import catalogue
+from mmsa_decalign.harness.catalogue import Catalogue, Model, catalogue
 from mmsa_decalign.harness.metrics import metric_rules
 from mmsa_decalign.harness.report import catalogue_document, print_catalogue, print_outcome, run_document
 from mmsa_decalign.harness.runner import prepare, run
@@ -121,6 +121,16 @@ def test_the_list_shows_broken_plugins_too(install: Any) -> None:
     models = {model["name"]: model for model in catalogue_document(catalogue())["models"]}
     assert models["gone"]["error"].startswith("ModuleNotFoundError")
     assert models["toy"]["datasets"] == ["mosi", "sims", "synthetic"]
+
+
+def test_brackets_in_what_plugins_say_are_no_styles() -> None:
+    stream = io.StringIO()
+    part = {"featurePath": "[b]/c.pkl", "train_mode": "classification", "label_names": ["[hap]", "[/sad]"]}
+    known = Catalogue({"gone": Model("gone", "[a] 1", error="KeyError: '[/x]'")}, {"mine": {"unaligned": part}},
+                      {"mine": "[a] 1"})
+    print_catalogue(known, Console(file=stream, width=200))
+    for text in ("[a] 1", "KeyError: '[/x]'", "[b]/c.pkl", "[hap], [/sad]"):
+        assert text in stream.getvalue()
 
 
 @pytest.mark.parametrize(("width", "columns"), [(90, 5), (60, 0)])

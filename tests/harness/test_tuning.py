@@ -26,7 +26,8 @@ from rich.console import Console
 from mmsa_decalign.cli import main
 from mmsa_decalign.errors import InputError, RunError
 from mmsa_decalign.harness import watch
-from mmsa_decalign.harness.config import catalogue, mmsa_config, resolve
+from mmsa_decalign.harness.catalogue import catalogue, mmsa_config
+from mmsa_decalign.harness.config import resolve
 from mmsa_decalign.harness.datasets import load_features
 from mmsa_decalign.harness.runner import RunInterrupted, prepare, run
 from mmsa_decalign.tune import result, search, space, study

@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch.autograd.functional import hessian, jacobian
 
-from mmsa_decalign.ops import sinkhorn
+from mmsa_decalign.ops import newton, sinkhorn
 
 
 def problem(shape, seed=0):
@@ -119,6 +119,25 @@ def test_rounds_are_counted_and_limited(max_iter):
     solution = sinkhorn.solve_dual(1e4 * cost, nus, 1.0, 1e-15, max_iter)
     assert solution.n_iter == max_iter
     assert solution.error > 1e-15
+
+
+@pytest.mark.parametrize("max_iter", [1, 5, 20, 21])
+@pytest.mark.parametrize("easy", [True, False])
+def test_a_plan_that_ran_out_of_rounds_still_has_mass_one_and_the_last_marginal(max_iter, easy, monkeypatch):
+    """Also when Newton's method took all rounds in vain, or when they ended while reg was larger than asked for."""
+    monkeypatch.setattr(newton, "solve", lambda *arguments: None)
+    cost, _, nus = problem((3, 4, 3))
+    cost = (20.0 if easy else 85.0) * cost
+    solution = sinkhorn.solve_dual(cost, nus, 1.0, 1e-300, max_iter)
+    assert solution.n_iter == max_iter
+    assert solution.error > 0
+    torch.testing.assert_close(sinkhorn.marginal(solution.plan, 2), nus[2])
+    g = list(solution.potentials)
+    torch.testing.assert_close(solution.plan, log_plan_of(cost, g).exp())
+    assert solution.error == pytest.approx(error_of(cost, g, nus), rel=1e-6, abs=1e-15)
+    best = sinkhorn.solve_dual(cost, nus, 1.0, 1e-12, 300).value
+    nothing_done = sinkhorn.marginal((-cost + cost.min()).exp(), 0).sum()
+    assert cost.min() - nothing_done < solution.value <= best + 1e-9
 
 
 def test_the_solver_starts_at_zero_and_stops_at_the_first_good_round():

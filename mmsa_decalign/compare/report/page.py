@@ -150,7 +150,7 @@ def _sections(document: Mapping[str, Any], part: Mapping[str, Any], plan: Plan, 
         ("Curves of the training", "Blue: what the model's trainer reports of the training split, terms without their "
          f"weights. Orange: validation{instead}, by which the checkpoint was chosen.", courses),
         ("Confusion matrices" if classes else "Prediction against truth",
-         "Of the first seed's checkpoint, on the test split.", predicted),
+         "Of the row's first finished run, on the test split.", predicted),
         ("Time and memory", "Of one run, on the machine that did it.", pictures.costs(part)),
     ]
     return [{"title": title, "about": about, "pictures": [one for one in shown if one is not None]}

@@ -72,18 +72,21 @@ def _names(names: Sequence[str], part: Mapping[str, Any]) -> str:
 def _ties(rows: Sequence[Mapping[str, Any]], main: str) -> list[str]:
     """Who shares the best place of the main metric."""
     best = next((row for row in rows if row["metrics"][main]["best"]), None)
-    if best is None or not any(row["metrics"][main]["low"] is not None for row in rows if row is not best):
+    tested = [row for row in rows if row["metrics"][main]["low"] is not None]
+    if best not in tested or len(tested) < 2:
         return []
     tied = [row["label"] for row in rows if row["metrics"][main]["tie"]]
     if not tied:
-        return [f"On {main} no other row ties with {quoted(best['label'])}."]
+        figures = sum(row["metrics"][main]["mean"] is not None for row in rows)
+        which = "row" if len(tested) == figures else "row that could be tested"
+        return [f"On {main} no other {which} ties with {quoted(best['label'])}."]
     return [f"On {main} the test cannot tell {_rows(tied)} from the best, {quoted(best['label'])}: "
             f"{'it shares' if len(tied) == 1 else 'they share'} the first place."]
 
 
 def _against(reference: str, rows: Sequence[Mapping[str, Any]], part: Mapping[str, Any]) -> list[str]:
     """The models against the reference, over all metrics."""
-    same, sentences = [], []
+    same, sentences, everything = [], [], True
     for row in rows:
         verdicts: dict[str, list[str]] = {}
         for name, entry in row["against"].items():
@@ -96,10 +99,11 @@ def _against(reference: str, rows: Sequence[Mapping[str, Any]], part: Mapping[st
             sentences.append(f"{quoted(row['label'])} is {listed(told)}")
         elif unclear:
             same.append(row["label"])
+            everything = everything and unclear == len(part["metrics"])
     found = []
     if same:
         found.append(f"{_rows(same)} {'is' if len(same) == 1 else 'are'} not distinguishable from the reference "
-                     f"{quoted(reference)} on any metric.")
+                     f"{quoted(reference)} on any metric{'' if everything else ' that could be tested'}.")
     if sentences:
         found.append(f"Against the reference {quoted(reference)}, {'; '.join(sentences)}.")
     untested = [row["label"] for row in rows if row["label"] != reference and not row["against"] and row["runs"]]
