@@ -44,7 +44,7 @@ def parts(model: DecAlign, batch: dict[str, Any]) -> dict[str, Callable[[], Any]
     s = model.settings
     names = s.modalities
     raw = {m: batch[m] for m in names}
-    x, valid = model._encode(raw, {})
+    x, valid, _ = model._encode(raw, {})
     x = {m: leaf(one) for m, one in x.items()}
     unique = {m: leaf(linear(one, model.unique[m].weight)) for m, one in x.items()}
     common = {m: leaf(linear(one, model.common.weight)) for m, one in x.items()}

@@ -45,6 +45,7 @@ class Decoupled(NamedTuple):
     unique: dict[str, Tensor]  # (N, T, d), zeros at padded steps
     common: dict[str, Tensor]  # likewise
     valid: dict[str, Tensor | None]  # (N, T), True for steps that are no padding; None: all of them
+    pooled: Tensor | None  # (N, width): inputs of `pooled_skip` averaged over the valid steps, side by side
 
 
 class DecAlign(nn.Module):
@@ -102,6 +103,9 @@ class DecAlign(nn.Module):
         self.stand_in = StandIn(len(s.modalities), d)
         rates = dict(zip(MODALITIES, s.modality_dropout, strict=True))
         self.modality_dropout = [rates[m] for m in s.modalities]
+        if s.skipping:
+            self.skip = nn.Linear(sum(widths[m] for m in s.skipping), s.outputs)
+            nn.init.zeros_(self.skip.weight), nn.init.zeros_(self.skip.bias)
 
     def forward(
         self,
@@ -133,7 +137,7 @@ class DecAlign(nn.Module):
         names = self.settings.modalities
         raw = dict(zip(MODALITIES, (text, audio, vision), strict=True))
         here = self._presence(raw, present)
-        unique, common, valid = self.decouple(raw, by_modality(lengths, "lengths"), here)
+        unique, common, valid, pooled = self.decouple(raw, by_modality(lengths, "lengths"), here)
         fused = {m: masked_mean(steps, valid[m]) for m, steps in self._fuse(unique, valid, here).items()}
         common_mean = {m: masked_mean(common[m], valid[m]) for m in names}
         representation = torch.cat([*fused.values(), *common_mean.values()], dim=1)
@@ -143,11 +147,22 @@ class DecAlign(nn.Module):
         if here is not None:
             features = self.stand_in(features, here)
             representation, fused = features.flatten(1), dict(zip(names, features[:, 0].unbind(dim=1), strict=True))
-        out: dict[str, Any] = {"M": self.head(self.output_dropout(representation)), "Feature_f": representation}
+        prediction = self.head(self.output_dropout(representation))
+        if pooled is not None:
+            prediction = prediction + self.skip(pooled)
+        out: dict[str, Any] = {"M": prediction, "Feature_f": representation}
         out |= {f"Feature_{m[0]}": fused[m] for m in names}
         if self.training:
             out["terms"] = self._align(unique, common, common_mean, valid, here)
         return out
+
+    def pooled_inputs(
+        self, text: Tensor | None, audio: Tensor | None, vision: Tensor | None, *, lengths: Any = None,
+        present: Any = None,
+    ) -> Tensor | None:
+        """What `pooled_skip` takes to the output, (N, width), of inputs as in `forward`; None where it is empty."""
+        raw = dict(zip(MODALITIES, (text, audio, vision), strict=True))
+        return self._encode(raw, by_modality(lengths, "lengths"), self._presence(raw, present))[2]
 
     def decouple(
         self, raw: Mapping[str, Tensor | None], lengths: Mapping[str, Tensor | None], here: Tensor | None = None
@@ -158,10 +173,10 @@ class DecAlign(nn.Module):
             raw, lengths: the inputs and their valid steps by name, as in `forward`.
             here: who has what (N, modalities in use) bool, as `presence.presence` makes it; None: everybody everything.
         """
-        x, valid = self._encode(raw, lengths, here)
+        x, valid, pooled = self._encode(raw, lengths, here)
         unique = {m: linear(one, self.unique[m].weight) for m, one in x.items()}
         common = {m: linear(one, self.common.weight) for m, one in x.items()}
-        return Decoupled(unique, common, valid)
+        return Decoupled(unique, common, valid, pooled)
 
     def _presence(self, raw: dict[str, Tensor | None], present: Any) -> Tensor | None:
         """Who has what (N, M), after what modality dropout hides in training; None: everybody everything."""
@@ -176,12 +191,13 @@ class DecAlign(nn.Module):
 
     def _encode(
         self, raw: Mapping[str, Tensor | None], lengths: Mapping[str, Tensor | None], here: Tensor | None = None
-    ) -> tuple[dict[str, Tensor], dict[str, Tensor | None]]:
-        """Raw inputs to (N, T, d) with zeros at padded steps, and which steps are valid (None: all).
+    ) -> tuple[dict[str, Tensor], dict[str, Tensor | None], Tensor | None]:
+        """Raw inputs to (N, T, d) with zeros at padded steps, which steps are valid (None: all), and `pooled_skip`'s.
 
-        What an absent modality has here depends on no input, and is looked at by nobody.
+        What an absent modality has in the first two depends on no input, and is looked at by nobody; pooled it is zero,
+        which is the training split's mean where inputs are standardised.
         """
-        x, valid = {}, {}
+        x, valid, pooled = {}, {}, []
         for i, m in enumerate(self.settings.modalities):
             features, mask = raw[m], None
             if features is None:
@@ -198,13 +214,17 @@ class DecAlign(nn.Module):
             elif mask is None:
                 steps = trailing_lengths(features) if steps is None else steps.to(features.device)
                 mask = steps_mask(steps, features.shape[1])
+            features = self.standardise[m](features)
+            if mask is not None:
+                features = features * mask.unsqueeze(2)  # standardising moved the zeros
+            if m in self.settings.skipping:
+                mean = masked_mean(features, mask)
+                pooled.append(mean if here is None else mean * here[:, i : i + 1])
             x[m], valid[m] = self._project(m, features, mask)
-        return x, valid
+        return x, valid, torch.cat(pooled, dim=1) if pooled else None
 
     def _project(self, m: str, features: Tensor, mask: Tensor | None) -> tuple[Tensor, Tensor | None]:
-        features = self.standardise[m](features)
-        if mask is not None:
-            features = features * mask.unsqueeze(2)  # standardising moved the zeros
+        """Standardised features (N, T, D_m), zeros at padded steps, to (N, T, d)."""
         features = dropout(features, self.input_dropout[m] if self.training else 0.0)
         if m not in self.project:
             return features, mask

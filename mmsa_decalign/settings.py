@@ -79,6 +79,8 @@ class Settings:
     decoupling_power: int = 2  # 2: squared cosine; 1: the paper's signed cosine
     # Head and objective
     head_width: int | None = None  # None: one linear layer, as published; else a hidden layer of that width before it
+    pooled_skip: tuple[str, ...] = ()  # modalities whose average over the steps goes straight to the output, linearly
+    skip_start: str = "zero"  # of that path: "zero", or "ridge": the ridge regression of the training split
     train_mode: str = "regression"  # or "classification"
     num_classes: int = 3  # read only when train_mode is "classification"
     class_weights: str | tuple[float, ...] | None = None  # None, "balanced", or one weight a class
@@ -120,6 +122,11 @@ class Settings:
     def pde_width(self) -> int:
         """Width of the common features in which the homogeneity loss is computed."""
         return self.d_model if self.pde_dim is None else self.pde_dim
+
+    @property
+    def skipping(self) -> tuple[str, ...]:
+        """The modalities in use that have the path of `pooled_skip`."""
+        return tuple(m for m in self.modalities if m in self.pooled_skip)
 
     @property
     def outputs(self) -> int:
@@ -186,6 +193,7 @@ _CHOICES = {
     "decoupling_power": (1, 2),
     "train_mode": ("regression", "classification"),
     "task_loss": ("mse", "l1", "smooth_l1"),
+    "skip_start": ("zero", "ridge"),
 }
 _POSITIVE = (
     "d_model num_heads nlevels num_prototypes gmm_var_floor ot_reg ot_tol ct_temperature batch_size learning_rate "
@@ -213,12 +221,15 @@ def _check_values(s: Settings) -> None:
     for name, rate in rates:
         if not 0 <= rate < 1:
             raise InputError(f"setting {name}={rate}: expected a rate in [0, 1)")
-    for name in ("modalities", "feature_standardize_modalities"):
+    for name in ("modalities", "feature_standardize_modalities", "pooled_skip"):
         for one in getattr(s, name):
             if one not in MODALITIES:
                 raise InputError(f"setting {name} names {one!r}: {nearest(one, MODALITIES)}")
     if not s.modalities or list(s.modalities) != [m for m in MODALITIES if m in s.modalities]:
         raise InputError(f"setting modalities={list(s.modalities)}: expected some of text, audio, vision in order")
+    if s.skip_start != "zero" and (not s.pooled_skip or s.train_mode != "regression"):
+        raise InputError(f"setting skip_start={s.skip_start!r} is about the path of pooled_skip in regression: name "
+                         "modalities there, or leave skip_start out")
     if s.d_model % s.num_heads:
         divisors = [h for h in range(1, s.d_model + 1) if s.d_model % h == 0]
         raise InputError(

@@ -23,6 +23,7 @@ from .masking import steps_mask, trailing_lengths
 from .model import DecAlign
 from .objective import objective, task_loss
 from .settings import MODALITIES, Settings
+from .skip import start_as_ridge
 
 logger = logging.getLogger("MMSA")
 
@@ -59,6 +60,8 @@ class DecAlignTrainer:
         decalign = _inner(model)
         self.history, self.best_epoch = [], 0
         class_weights = self._prepare(decalign, dataloader["train"], device)
+        if s.skip_start == "ridge" and s.skipping:
+            self._start_skip(decalign, dataloader)
         optimizer = _optimizer(decalign, s)
         sign = 1.0 if _lower_is_better(s.KeyEval) else -1.0
         scheduler = optim.lr_scheduler.ReduceLROnPlateau(optimizer, patience=s.scheduler_patience, factor=s.factor)
@@ -139,6 +142,19 @@ class DecAlignTrainer:
         count = torch.bincount(labels, minlength=s.num_classes).clamp_min(1)
         return (len(labels) / (s.num_classes * count)).to(device)
 
+    def _start_skip(self, model: DecAlign, loaders: Mapping[str, Any]) -> None:
+        """Ridge regression of the training split's labels on its pooled inputs, with a penalty for the validation's."""
+        model.eval()
+
+        def pooled(split: str) -> tuple[Tensor, Tensor]:
+            with torch.no_grad():
+                batches = [(*_inputs(batch, self.args["device"]), batch["labels"]["M"].flatten())
+                           for batch in _in_order(loaders[split])]
+                inputs = [model.pooled_inputs(*features, **more) for features, more, _ in batches]
+            return torch.cat(inputs), torch.cat([labels for _, _, labels in batches])
+
+        start_as_ridge(model.skip, model.head, pooled("train"), pooled("valid"))
+
     def _train_epoch(
         self, model: nn.Module, loader: Iterable, optimizer: optim.Optimizer, class_weights: Tensor | None, epoch: int
     ) -> dict[str, float]:
@@ -183,15 +199,21 @@ def _lower_is_better(metric: str) -> bool:
 
 
 def _outputs(model: nn.Module, batch: Mapping[str, Any], device: Any) -> dict[str, Any]:
-    """The model on a batch, with valid steps by modality for those that the loader knows (MMSA's own knows fewer than
-    ours), and with who has which modality, where the loader says so."""
+    """The model on a batch."""
+    inputs, more = _inputs(batch, device)
+    return model(*inputs, **more)
+
+
+def _inputs(batch: Mapping[str, Any], device: Any) -> tuple[list[Tensor], dict[str, Any]]:
+    """What the model gets of a batch: valid steps by modality for those that the loader knows (MMSA's own knows fewer
+    than ours), and who has which modality, where the loader says so."""
 
     def known(key: str) -> dict[str, Tensor]:
         return {m: torch.as_tensor(batch[key.format(m)]).to(device) for m in MODALITIES if key.format(m) in batch}
 
     present = known("{}_present")
     more = {"present": present} if present else {}
-    return model(*(batch[m].to(device) for m in MODALITIES), lengths=known("{}_lengths"), **more)
+    return [batch[m].to(device) for m in MODALITIES], {"lengths": known("{}_lengths"), **more}
 
 
 def _optimizer(model: DecAlign, s: Settings) -> optim.Optimizer:

@@ -27,7 +27,7 @@ STANDARD = set(sys.stdlib_module_names) | {"__future__"}
 LAYERS = (
     {"errors", "ops", "reference", "configs"},
     {"settings", "data", "verify"},
-    {"masking", "presence", "standardise", "encoder", "kernels", "fusion", "objective", "model", "release"},
+    {"masking", "presence", "standardise", "encoder", "kernels", "fusion", "objective", "model", "release", "skip"},
     {"trainer"},
     {"harness"},
     {"compare"},

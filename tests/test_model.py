@@ -144,7 +144,7 @@ def test_decoupled_features_are_those_that_the_forward_pass_goes_on_with(lengths
     """Two linear maps of the projected valid steps; their loss is the training step's, the head sees their average."""
     model = build(modalities=chosen).train()
     inputs = dict(zip(("text", "audio", "vision"), batch(), strict=True))
-    unique, common, valid = model.decouple(inputs, lengths)
+    unique, common, valid, _ = model.decouple(inputs, lengths)
     out = model(*inputs.values(), lengths=lengths)
     assert list(unique) == list(common) == list(valid) == list(chosen)
     for m in chosen:
@@ -164,10 +164,10 @@ def test_decoupled_features_are_those_that_the_forward_pass_goes_on_with(lengths
 def test_activation_of_the_projection_and_hidden_layer_of_the_head(activation):
     """Where they act: the encoded features are in the activation's range, and the head is linear, ReLU, linear."""
     model = build(projection_activation=activation, head_width=7, conv_kernel_sizes=(3, 1, 2)).train()
-    x, _ = model._encode(dict(zip(("text", "audio", "vision"), batch(), strict=True)), {})
+    x, *_ = model._encode(dict(zip(("text", "audio", "vision"), batch(), strict=True)), {})
     plain = build(conv_kernel_sizes=(3, 1, 2))
     plain.load_state_dict({k: v for k, v in model.state_dict().items() if not k.startswith("head")}, strict=False)
-    linear, _ = plain._encode(dict(zip(("text", "audio", "vision"), batch(), strict=True)), {})
+    linear, *_ = plain._encode(dict(zip(("text", "audio", "vision"), batch(), strict=True)), {})
     for m in x:
         assert_same(x[m], getattr(torch, activation)(linear[m]), 1e-12)
     out = model.eval()(*batch())
@@ -254,7 +254,7 @@ def test_input_dropout_reaches_its_own_modality():
     for m in ("text", "audio", "vision"):
         torch.manual_seed(0)
         model = build(**{f"{m}_dropout": 0.999999}).train()
-        x, _ = model._encode(dict(zip(("text", "audio", "vision"), batch(), strict=True)), {})
+        x, *_ = model._encode(dict(zip(("text", "audio", "vision"), batch(), strict=True)), {})
         assert {name: bool((v == 0).all()) for name, v in x.items()} == {name: name == m for name in x}
 
 

@@ -115,7 +115,7 @@ def _features(model: Any, batch: Mapping[str, Any]) -> tuple[dict[str, Any], dic
     from ..settings import MODALITIES
 
     lengths = {m: torch.as_tensor(batch[f"{m}_lengths"]) for m in MODALITIES if f"{m}_lengths" in batch}
-    unique, common, valid = model.decouple({m: batch[m] for m in MODALITIES}, lengths)
+    unique, common, valid, _ = model.decouple({m: batch[m] for m in MODALITIES}, lengths)
     cosines = {m: cosine_similarity(unique[m].flatten(1), common[m].flatten(1), dim=1) for m in unique}
     return ({m: masked_mean(x, valid[m]) for m, x in unique.items()},
             {m: masked_mean(x, valid[m]) for m, x in common.items()}, cosines)
