@@ -1,0 +1,130 @@
+"""What each part of DecAlign and each choice of its MOSI settings brings on CMU-MOSI folds: ablation, baselines, table.
+
+    python benchmarks/study.py --vectors FOLD.pkl ... --tokens FOLD.safetensors ... [--seeds 3] [-j 2] [--out DIR]
+
+Vectors are files of one feature vector an utterance and modality, trained with `-c utterance`; tokens are the same folds
+after `mmsa data embed FOLD.pkl --encoder NAME_OR_DIR`, trained with the MOSI settings. Every row goes through `mmsa
+compare`: checkpoint by validation, test read once, intervals and verdicts of its table. Nothing here chooses a setting:
+that is done on other videos (utterance_search.py). Finished runs are kept in the store, so that a second call goes on.
+"""
+
+from __future__ import annotations
+
+import argparse
+import tempfile
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from mosi31 import ridge
+from timing import in_words, store, surroundings
+
+from mmsa_decalign.compare import ablate, grid, plan, table
+from mmsa_decalign.compare.display import Display
+from mmsa_decalign.compare.store import Store
+from mmsa_decalign.harness.progress import stderr_console
+
+KINDS = {"vectors": "utterance", "tokens": None}  # and the shipped configuration of each
+CHOICES: dict[str, dict[str, Any]] = {  # what the settings have beyond the published ones, switched off or exchanged
+    "no path past the fusion": {"pooled_skip": [], "skip_start": "zero"},
+    "that path from zero": {"skip_start": "zero"},
+    "that path from ridge": {"skip_start": "ridge"},
+    "inputs as they come": {"need_feature_standardized": False, "feature_clip_percentiles": [0, 100]},
+    "no masks": {"use_sequence_mask": False},
+    "no activation, linear head": {"projection_activation": "none", "head_width": None},
+    "squared error": {"task_loss": "mse"},
+    "transport of the release": {"ot_solver": "release"},
+    "median bandwidth": {"mmd_bandwidth": "median"},
+    "modality dropout 0.2": {"modality_dropout": [0.2, 0.2, 0.2]},
+    "without dropout of inputs": {"text_dropout": 0.0, "audio_dropout": 0.0, "vision_dropout": 0.0},
+}
+RELEASE = "settings of the release"
+BASELINES = ("lf_dnn", "lmf", "mfm")
+METRICS = (("Non0_acc_2", 100, 1), ("MAE", 1, 3))
+
+
+def rows_of(kind: str) -> dict[str, dict[str, Any]]:
+    """DecAlign's rows by label: whole, without each part, without each choice that the settings of the kind make."""
+    found = dict(ablate.ablation("mosi", config=KINDS[kind]).rows)
+    own = "that path from zero" if kind == "vectors" else "that path from ridge"
+    useless = {own} | ({"no masks"} if kind == "vectors" else set())  # one step has no padding
+    return found | {label: change for label, change in CHOICES.items() if label not in useless}
+
+
+def measure(kind: str, files: list[Path], seeds: list[int], runs: Path, jobs: int) -> dict[str, Any]:
+    """The table of `mmsa compare` over the folds of a kind, and ridge regression on the text alone."""
+    rows = rows_of(kind)
+    config = KINDS[kind]
+    made = plan.make_plan(
+        [*(f"{label}=decalign" for label in (*rows, RELEASE)), *BASELINES], ["mosi"], feature_files=list(map(str, files)),
+        configs=[*([f"{label}={config}" for label in rows] if config else []), f"{RELEASE}=release"],
+        overrides={label: change for label, change in rows.items() if change}, reference=ablate.FULL, seeds=seeds,
+        device="cpu",
+    )  # fmt: skip
+    results, console, cells = Store(runs), stderr_console(), plan.unique(made.cells)
+    with Display(console, cells, results, jobs).live() as display:
+        grid.run(cells, results, display, workers=jobs, device="cpu")
+    return {**table.make_table(made, results), "ridge, text": [ridge(path, ("text",)) for path in files]}
+
+
+def markdown(document: Mapping[str, Any]) -> str:
+    """A line a row: both metrics on each fold with their deviation over the seeds, and what the test says of them."""
+    parts = document["data"]
+    lines = ["| | " + " | ".join(f"{part['label']} {name}" for part in parts for name, *_ in METRICS)
+             + " | against the full model |", "| --- |" + " --- |" * (len(METRICS) * len(parts) + 1)]
+    for row in parts[0]["rows"]:
+        cells, verdicts = [], []
+        for part in parts:
+            (same,) = [one for one in part["rows"] if one["label"] == row["label"]]
+            for name, factor, digits in METRICS:
+                found = same["metrics"][name]
+                mean, deviation = found["mean"], found["std"]
+                cells.append("-" if mean is None else f"{factor * mean:.{digits}f}"
+                             + ("" if deviation is None else f" ± {factor * deviation:.{digits}f}"))
+                verdict = same["against"].get(name, {}).get("verdict")
+                if verdict in ("better", "worse"):
+                    verdicts.append(f"{verdict} on {part['label']} {name}")
+        said = "reference" if row["label"] == ablate.FULL else ", ".join(verdicts) or "no difference shown"
+        lines.append(f"| {row['label']} | " + " | ".join(cells) + f" | {said} |")
+    alone = [f"{factor * one[name]:.{digits}f}" for one in document["ridge, text"] for name, factor, digits in METRICS]
+    return "\n".join([*lines, f"| ridge, text | {' | '.join(alone)} | not tested |"])
+
+
+def standing(document: Mapping[str, Any]) -> str:
+    """The full model beside the best of the others, in the mean over the folds."""
+    figures: dict[str, list[float]] = {"ridge, text": [
+        float(np.mean([one[name] for one in document["ridge, text"]])) for name, *_ in METRICS]}
+    for row in document["data"][0]["rows"]:
+        if row["label"] in (ablate.FULL, RELEASE, *BASELINES, "ridge"):
+            figures[row["label"]] = [
+                float(np.mean([one["metrics"][name]["mean"] for part in document["data"] for one in part["rows"]
+                               if one["label"] == row["label"]])) for name, *_ in METRICS]
+    return "Mean of the folds, Acc-2 / MAE: " + ", ".join(
+        f"{label} {100 * accuracy:.1f} / {error:.3f}" for label, (accuracy, error) in figures.items())
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    for kind in KINDS:
+        parser.add_argument(f"--{kind}", type=Path, nargs="*", default=[], metavar="FILE")
+    parser.add_argument("--seeds", type=int, default=3, help="how many, from 1111 on")
+    parser.add_argument("-j", "--jobs", type=int, default=1)
+    parser.add_argument("--store", type=Path, default=None, help="results store (default: a new one)")
+    parser.add_argument("--out", type=Path, default=Path("benchmarks/results"))
+    arguments = parser.parse_args()
+    about = surroundings()
+    seeds = list(range(1111, 1111 + arguments.seeds))
+    with tempfile.TemporaryDirectory() as folder:
+        runs = arguments.store or Path(folder) / "study.sqlite"
+        for kind in KINDS:
+            if files := getattr(arguments, kind):
+                document = measure(kind, files, seeds, runs, arguments.jobs)
+                text = (f"{in_words(about)}, seeds {seeds}, test splits\n\nMean ± deviation over the seeds; Acc-2 in per "
+                        f"cent\n\n{markdown(document)}\n\n{standing(document)}\n")
+                store(arguments.out, f"study_{kind}", text, {"about": about, "table": document})
+                print(text)
+
+
+if __name__ == "__main__":
+    main()
