@@ -2,10 +2,10 @@
 
     python benchmarks/study.py --vectors FOLD.pkl ... --tokens FOLD.safetensors ... [--seeds 3] [-j 2] [--out DIR]
 
-Vectors are files of one feature vector an utterance and modality, trained with `-c utterance`; tokens are the same folds
-after `mmsa data embed FOLD.pkl --encoder NAME_OR_DIR`, trained with the MOSI settings. Every row goes through `mmsa
-compare`: checkpoint by validation, test read once, intervals and verdicts of its table. Nothing here chooses a setting:
-that is done on other videos (utterance_search.py). Finished runs are kept in the store, so that a second call goes on.
+Vectors are files of one feature vector an utterance and modality, trained with `-c utterance`; tokens are the same
+folds after `mmsa data embed FOLD.pkl --encoder NAME_OR_DIR`, trained with the MOSI settings. Every row goes through
+`mmsa compare`: checkpoint by validation, test read once, intervals and verdicts of its table. Nothing here chooses a
+setting: that is done on other videos (utterance_search.py). Finished runs are kept in the store: a second call goes on.
 """
 
 from __future__ import annotations
@@ -57,7 +57,8 @@ def measure(kind: str, files: list[Path], seeds: list[int], runs: Path, jobs: in
     rows = rows_of(kind)
     config = KINDS[kind]
     made = plan.make_plan(
-        [*(f"{label}=decalign" for label in (*rows, RELEASE)), *BASELINES], ["mosi"], feature_files=list(map(str, files)),
+        [*(f"{label}=decalign" for label in (*rows, RELEASE)), *BASELINES], ["mosi"],
+        feature_files=list(map(str, files)),
         configs=[*([f"{label}={config}" for label in rows] if config else []), f"{RELEASE}=release"],
         overrides={label: change for label, change in rows.items() if change}, reference=ablate.FULL, seeds=seeds,
         device="cpu",
@@ -120,8 +121,8 @@ def main() -> None:
         for kind in KINDS:
             if files := getattr(arguments, kind):
                 document = measure(kind, files, seeds, runs, arguments.jobs)
-                text = (f"{in_words(about)}, seeds {seeds}, test splits\n\nMean ± deviation over the seeds; Acc-2 in per "
-                        f"cent\n\n{markdown(document)}\n\n{standing(document)}\n")
+                text = (f"{in_words(about)}, seeds {seeds}, test splits\n\nMean ± deviation over the seeds; Acc-2 in "
+                        f"per cent\n\n{markdown(document)}\n\n{standing(document)}\n")
                 store(arguments.out, f"study_{kind}", text, {"about": about, "table": document})
                 print(text)
 
