@@ -27,8 +27,8 @@ STANDARD = set(sys.stdlib_module_names) | {"__future__"}
 LAYERS = (
     {"errors", "locks", "ops", "reference", "configs"},
     {"settings", "data", "verify"},
-    {"masking", "presence", "standardise", "encoder", "kernels", "fusion", "objective", "model", "release"},
-    {"trainer"},
+    {"masking", "presence", "standardise", "encoder", "kernels", "fusion", "objective", "finite", "model", "release"},
+    {"diagnosis", "trainer"},
     {"harness"},
     {"compare"},
     {"tune"},

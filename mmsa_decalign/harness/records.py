@@ -15,7 +15,7 @@ from ..errors import RunError
 from .files import append_row, write_text
 from .watch import is_number
 
-SCHEMA_VERSION = 1
+SCHEMA_VERSION = 2  # 2: "warnings", and "gradient_norms" and "alignment" in epochs
 LOGGER = logging.getLogger("MMSA")
 
 Summary = dict[str, dict[str, "float | None"]]  # metric -> "mean" and "std" over the seeds
