@@ -26,12 +26,12 @@ def failed(model: str, tiny: Path, folders: dict[str, Path], **overrides: Any) -
 
 
 def spoil_weights(monkeypatch: pytest.MonkeyPatch, after: int) -> None:
-    """The first parameter of the model is no number once so many epochs were validated."""
+    """The first parameter of the model is no number in the epochs after so many."""
     real = training.EpochWatch
 
     class Spoiling(real):  # type: ignore[misc, valid-type]
-        def _add(self, results: dict[str, Any]) -> None:
-            super()._add(results)
+        def before_pass(self) -> None:
+            super().before_pass()
             if len(self.epochs) == after:
                 with torch.no_grad():
                     next(self.model.parameters()).fill_(float("nan"))
