@@ -7,12 +7,14 @@ Lives here: one small rule each, for every model alike; DecAlign's own are in it
 from __future__ import annotations
 
 import logging
+import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
 
 from .samples import Samples
+from .watch import is_number
 
 LOGGER = logging.getLogger("MMSA")
 
@@ -30,10 +32,27 @@ def advise(
 
     ``found`` is what the checkpoint predicted on ``split``; None where the trainer does not show it.
     """
-    own = [rule for rule in (epoch(epochs, selection, settings), predictions(found, settings, split)) if rule]
+    rules = (losses(epochs), epoch(epochs, selection, settings), predictions(found, settings, split))
+    own = [one for one in rules if one is not None]
     for one in own:
         LOGGER.warning("%s; try %s", one["what"], one["try"])
     return [*(getattr(trainer, "advice", None) or []), *own]
+
+
+def losses(epochs: Sequence[Mapping[str, Any]]) -> Advice | None:
+    """A training loss that was no finite number, in a run that was not stopped for it."""
+    bad = {name: sum(not _finite(entry.get("train", {}).get(name)) for entry in epochs)
+           for entry in epochs for name in entry.get("train", {}) if not _finite(entry["train"][name])}
+    if not bad:
+        return None
+    name, times = next(iter(bad.items()))
+    return {"what": f"the training {name.replace('_', ' ')} was not a finite number in {times} of {len(epochs)} "
+                    "epochs, while the weights stayed finite",
+            "try": "a larger batch_size, or another learning_rate; and do not read that loss"}
+
+
+def _finite(value: Any) -> bool:
+    return not is_number(value) or math.isfinite(value)
 
 
 def epoch(

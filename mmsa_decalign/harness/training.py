@@ -9,6 +9,7 @@ from __future__ import annotations
 import copy
 import dataclasses
 import datetime
+import functools
 import logging
 import os
 import time
@@ -110,7 +111,8 @@ def train_and_test(
                         checkpoint, final, lambda: getattr(trainer, "best_epoch", None) or watch.best_epoch(),
                         lambda: _unfinished(job, args, features, splits, seed, identity)))
                 events = training.enter_context(event_files(job.tensorboard and job.tensorboard / final.stem))
-                watch.after_epoch = _tell(after_epoch, events, trainer, watch, check_losses if built_in else None)
+                watch.after_epoch = _tell(after_epoch, events, trainer, watch,
+                                          functools.partial(check_losses, model) if built_in else None)
                 training.enter_context(watch.watching(trainer))
                 if built_in:
                     training.enter_context(directed(trainer, metric))

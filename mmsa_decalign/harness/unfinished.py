@@ -1,9 +1,9 @@
 """Trainings whose numbers go bad: MMSA's own are stopped from outside, and the best epoch until then is kept.
 
 Of MMSA's trainers only the surroundings are in reach: the batches they are given, what the model predicts for them, and
-the losses in their log. So a prediction that is no finite number stops a run at its batch, and a loss that is none, of
-finite predictions, at the end of its epoch; which term of a loss it was is not known, and the parameters may already
-have taken the step. DecAlign's trainer looks at each of its terms before it steps (trainer.py).
+the losses in their log. So a prediction that is no finite number stops a run at its batch, and a loss that is none and
+has spoiled weights at the end of its epoch; which term of a loss it was is not known, and by then the weights have
+taken the step. DecAlign's trainer looks at each of its terms before it steps (trainer.py).
 """
 
 from __future__ import annotations
@@ -69,12 +69,18 @@ def _prediction(outputs: Any) -> Any:
     return outputs if isinstance(outputs, torch.Tensor) and outputs.is_floating_point() else None
 
 
-def check_losses(entry: Mapping[str, Any]) -> None:
-    """Raise RunError where a training loss of an epoch, as MMSA's trainer logs it, is no finite number."""
-    for name, value in entry["train"].items():
-        if not math.isfinite(value):
-            raise RunError(f"epoch {entry['epoch']}: the training {name.replace('_', ' ')} is {kind(value)}; try a "
-                           "lower learning_rate")
+def check_losses(model: Any, entry: Mapping[str, Any]) -> None:
+    """Raise RunError where a training loss of an epoch, as MMSA's trainer logs it, is no number, and weights too.
+
+    The loss alone is no reason: mmim's has a term that is often none and moves nothing. advice.py tells of it.
+    """
+    import torch
+
+    bad = {name: value for name, value in entry["train"].items() if not math.isfinite(value)}
+    if bad and not all(bool(torch.isfinite(one).all()) for one in model.parameters()):
+        name, value = next(iter(bad.items()))
+        what = f"the training {name.replace('_', ' ')} is {kind(value)}, and so are weights of the model"
+        raise RunError(f"epoch {entry['epoch']}: {what}; try a lower learning_rate")
 
 
 @contextmanager

@@ -10,6 +10,7 @@ import torch
 
 from mmsa_decalign import RunError
 from mmsa_decalign.harness import training
+from mmsa_decalign.harness.advice import losses
 from mmsa_decalign.harness.predict import predict
 from mmsa_decalign.harness.runner import prepare, run
 from mmsa_decalign.harness.unfinished import _prediction, check_losses
@@ -93,27 +94,33 @@ def test_a_baseline_stops_at_the_batch_of_its_first_bad_prediction(
     assert lines[1] == f"The best epoch before that, 1, is kept: {kept}"
 
 
-def test_a_loss_in_the_log_of_a_baseline_that_is_no_number(
+def test_a_loss_of_a_baseline_that_spoils_the_weights(
     tiny: Path, folders: dict[str, Path], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    import MMSA.run  # noqa: F401
-
     from mmsa_decalign.harness.patching import mmsa_module
 
     class Infinite(torch.nn.L1Loss):
         def forward(self, predictions: Any, labels: Any) -> Any:  # of finite predictions
             return super().forward(predictions, labels) * (1e38 if predictions.requires_grad else 1.0) * 10
 
-    module = mmsa_module("trains.singleTask.LF_DNN")
-    monkeypatch.setattr(module.nn, "L1Loss", Infinite)
-    lines = failed("lf_dnn", tiny, folders, weight_decay=0.0)
-    assert "is infinite" in lines[0] or "is not a number" in lines[0]
+    monkeypatch.setattr(mmsa_module("trains.singleTask.LF_DNN").nn, "L1Loss", Infinite)
+    (line,) = failed("lf_dnn", tiny, folders, batch_size=64, weight_decay=0.0)  # one batch an epoch: no later one tells
+    assert "epoch 1: the training loss is infinite, and so are weights of the model" in line
 
 
-def test_the_check_of_logged_losses() -> None:
-    check_losses({"epoch": 3, "train": {"loss": 1.0}})
-    with pytest.raises(RunError, match="epoch 3: the training contrastive loss is not a number"):
-        check_losses({"epoch": 3, "train": {"loss": 1.0, "contrastive_loss": float("nan")}})
+def test_a_loss_alone_is_advised_of_and_stops_nothing() -> None:
+    entry = {"epoch": 3, "train": {"loss": 1.0, "main_loss": float("nan")}}
+    model = torch.nn.Linear(2, 1)
+    check_losses(model, entry)
+    assert losses([{"train": {"loss": 1.0}}, entry]) == {
+        "what": "the training main loss was not a finite number in 1 of 2 epochs, while the weights stayed finite",
+        "try": "a larger batch_size, or another learning_rate; and do not read that loss"}
+    assert losses([{"train": {"loss": 1.0}}, {}]) is None
+    with torch.no_grad():
+        model.weight[0, 0] = float("nan")
+    with pytest.raises(RunError, match="epoch 3: the training main loss is not a number, and so are weights"):
+        check_losses(model, entry)
+    check_losses(model, {"epoch": 3, "train": {"loss": 1.0}})
 
 
 def test_where_a_prediction_is_found() -> None:
