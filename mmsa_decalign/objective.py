@@ -49,12 +49,17 @@ def objective(
         hetero = s.transport_weight * terms.hetero_parts.transport + s.prototype_weight * terms.hetero_parts.prototype
     if homo is not None and (s.moments_weight, s.mmd_weight) != (1.0, 1.0):
         homo = s.moments_weight * terms.homo_parts.semantic + s.mmd_weight * terms.homo_parts.mmd
-    weighted = [
-        (1.0, task), (s.binary_task_weight, binary), (s.dec_loss_weight, terms.decoupling), (s.alpha, hetero),
-        (s.beta, homo), (s.ct_weight, contrastive),
-    ]
-    total = sum(weight * term for weight, term in weighted if term is not None)
+    found = {"task": task, "binary": binary, "decoupling": terms.decoupling, "hetero": hetero, "homo": homo,
+             "contrastive": contrastive}
+    total = sum(weight * found[name] for name, weight in weights(s).items() if found[name] is not None)
     return Objective(total, task, terms.decoupling, hetero, homo, contrastive, binary)
+
+
+def weights(settings: Settings) -> dict[str, float]:
+    """Weight of each term in the total, by its field in `Objective`, in the order in which they are summed."""
+    s = settings
+    return {"task": 1.0, "binary": s.binary_task_weight, "decoupling": s.dec_loss_weight, "hetero": s.alpha,
+            "homo": s.beta, "contrastive": s.ct_weight}
 
 
 def task_loss(prediction: Tensor, labels: Tensor, settings: Settings, class_weights: Tensor | None = None) -> Tensor:

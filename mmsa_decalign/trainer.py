@@ -10,6 +10,7 @@ from __future__ import annotations
 import logging
 import math
 import time
+import warnings
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
@@ -18,10 +19,22 @@ import torch
 from torch import Tensor, nn, optim
 from torch.utils.data import DataLoader
 
+from .diagnosis import Advice, Notes, after, before, measured
 from .errors import InputError, RunError, nearest
+from .finite import (
+    bad_losses,
+    gradient_norms,
+    in_words,
+    kind,
+    place,
+    random_state,
+    set_random_state,
+    suspects,
+)
 from .masking import steps_mask, trailing_lengths
 from .model import DecAlign
-from .objective import objective, task_loss
+from .objective import Objective, objective, task_loss, weights
+from .ops.precision import NotFinite
 from .settings import MODALITIES, Settings
 from .skip import start_as_ridge
 
@@ -38,13 +51,15 @@ class DecAlignTrainer:
         metrics: predictions (N, outputs) and labels (N, 1) to a dictionary of figures, as MMSA's MetricsTop gives it.
 
     After `do_train`: `history`, one entry an epoch (terms of the objective, validation figures, learning rate, seconds,
-    whether the checkpoint was replaced); `best_epoch`, counted from 1; `selection`, the rule and its value.
+    whether the checkpoint was replaced, in some epochs the gradient norm of each term); `best_epoch`, counted from 1;
+    `selection`, the rule and its value; `advice`, what looked wrong and what to try, which has gone to the log as well.
     """
 
     def __init__(self, args: Mapping[str, Any], metrics: Metrics) -> None:
         self.args, self.metrics = args, metrics
         self.settings = Settings.from_args(args)
         self.history: list[dict[str, Any]] = []
+        self.advice: list[Advice] = []
         self.best_epoch = 0
         self.selection: dict[str, Any] = {}
 
@@ -56,9 +71,26 @@ class DecAlignTrainer:
         return_epoch_results is MMSA's: then the metrics of every epoch on all three splits come back. It is the only
         way in which the test split is read here, and nothing is chosen by it.
         """
+        self.history, self.advice = [], []
+        self._say(before(self.settings, len(dataloader["train"].dataset)))
+        try:
+            with warnings.catch_warnings():
+                warnings.filterwarnings("ignore", "transport stopped at", RuntimeWarning)  # said once, below
+                return self._optimise(model, dataloader, return_epoch_results)
+        finally:
+            self._say(after(self.settings, self.history))
+
+    def _say(self, advice: list[Advice]) -> None:
+        self.advice += advice
+        for one in advice:
+            logger.warning("%s; try %s", one["what"], one["try"])
+
+    def _optimise(
+        self, model: nn.Module, dataloader: Mapping[str, Any], return_epoch_results: bool
+    ) -> dict[str, list] | None:
         s, device = self.settings, self.args["device"]
         decalign = _inner(model)
-        self.history, self.best_epoch = [], 0
+        self.best_epoch = 0
         class_weights = self._prepare(decalign, dataloader["train"], device)
         if s.skip_start == "ridge" and s.skipping:
             self._start_skip(decalign, dataloader)
@@ -69,7 +101,7 @@ class DecAlignTrainer:
         epoch_results: dict[str, list] = {"train": [], "valid": [], "test": []}
         for epoch in range(1, s.num_epochs + 1):
             began = time.perf_counter()
-            train = self._train_epoch(model, dataloader["train"], optimizer, class_weights, epoch)
+            train, notes = self._train_epoch(model, dataloader["train"], optimizer, class_weights, epoch)
             valid = self.do_test(model, dataloader["valid"], mode="VAL")
             score = sign * self._score(valid)
             rate = optimizer.param_groups[-1]["lr"]
@@ -82,7 +114,7 @@ class DecAlignTrainer:
                 torch.save(state, self.args["model_save_path"])
             self.history.append(
                 {"epoch": epoch, "train": train, "valid": valid, "learning_rate": rate, "selected": selected,
-                 "seconds": round(time.perf_counter() - began, 3)}
+                 "seconds": round(time.perf_counter() - began, 3), **notes}
             )
             terms = "  ".join(f"{name} {value:.4f}" for name, value in train.items())
             logger.info(
@@ -156,31 +188,63 @@ class DecAlignTrainer:
         start_as_ridge(model.skip, model.head, pooled("train"), pooled("valid"))
 
     def _train_epoch(
-        self, model: nn.Module, loader: Iterable, optimizer: optim.Optimizer, class_weights: Tensor | None, epoch: int
-    ) -> dict[str, float]:
-        """One pass; the mean of every term of the objective over the samples."""
+        self, model: nn.Module, loader: Any, optimizer: optim.Optimizer, class_weights: Tensor | None, epoch: int
+    ) -> tuple[dict[str, float], dict[str, Any]]:
+        """One pass; the mean of every term of the objective over the samples, and what else is to be noted."""
         model.train()
-        parameters = list(model.parameters())
+        device = self.args["device"]
+        parameters = [p for p in model.parameters() if p.requires_grad]
+        clip = math.inf if self.settings.clip is None else self.settings.clip
         sums: dict[str, float] = {}
         samples: dict[str, int] = {}  # a term may not exist in a batch where modalities are absent
-        for batch in loader:
-            labels = batch["labels"]["M"].to(self.args["device"])
+        notes, more = Notes(), {}
+        for number, batch in enumerate(loader, start=1):
             optimizer.zero_grad()
-            outputs = _outputs(model, batch, self.args["device"])
-            parts = objective(outputs, labels, self.settings, class_weights)
+            drawn = random_state(device)
+            try:
+                outputs, parts = self._step_forward(model, batch, class_weights)
+            except NotFinite:
+                bad = "the features under the hetero and homo losses are not finite"
+                raise self._stopped(bad, epoch, number, loader, batch, self._predicted(model, batch)) from None
             numbers = parts.numbers()
-            bad = [name for name, value in numbers.items() if name != "loss" and not math.isfinite(value)]
-            if bad or not math.isfinite(numbers["loss"]):
-                first = (bad or ["total"])[0]
-                raise RunError(f"epoch {epoch}: the {first} loss is not a number: lower learning_rate or clip")
+            if (bad := bad_losses(numbers)) is not None:
+                raise self._stopped(bad, epoch, number, loader, batch, outputs["M"])
+            if number == 1 and measured(epoch):
+                more["gradient_norms"] = gradient_norms(parts, weights(self.settings), parameters)
+            notes.add(outputs["terms"])
             parts.total.backward()
-            if self.settings.clip is not None:
-                nn.utils.clip_grad_norm_(parameters, self.settings.clip)
+            if not math.isfinite(norm := float(nn.utils.clip_grad_norm_(parameters, clip))):
+                set_random_state(drawn, device)
+                outputs, parts = self._step_forward(model, batch, class_weights)
+                norms = gradient_norms(parts, weights(self.settings), parameters)
+                terms = [name for name, value in norms.items() if not math.isfinite(value)]
+                of = f"of the {' and '.join(terms)} loss" if terms else "of the sum of the losses"
+                raise self._stopped(f"the gradient {of} is {kind(norm)}", epoch, number, loader, batch, outputs["M"])
             optimizer.step()
+            size = len(batch["labels"]["M"])
             for name, value in numbers.items():
-                sums[name] = sums.get(name, 0.0) + value * len(labels)
-                samples[name] = samples.get(name, 0) + len(labels)
-        return {name: value / samples[name] for name, value in sums.items()}
+                sums[name] = sums.get(name, 0.0) + value * size
+                samples[name] = samples.get(name, 0) + size
+        return {name: value / samples[name] for name, value in sums.items()}, {**more, **notes.entry()}
+
+    def _step_forward(
+        self, model: nn.Module, batch: Mapping[str, Any], class_weights: Tensor | None
+    ) -> tuple[dict[str, Any], Objective]:
+        outputs = _outputs(model, batch, self.args["device"])
+        return outputs, objective(outputs, batch["labels"]["M"].to(self.args["device"]), self.settings, class_weights)
+
+    def _predicted(self, model: nn.Module, batch: Mapping[str, Any]) -> Tensor:
+        model.eval()  # no alignment loss is computed then
+        with torch.no_grad():
+            return _outputs(model, batch, self.args["device"])["M"]
+
+    def _stopped(
+        self, what: str, epoch: int, number: int, loader: Any, batch: Mapping[str, Any], predictions: Tensor
+    ) -> RunError:
+        """The error for a batch whose numbers are none; nothing of it has reached the parameters."""
+        samples = in_words(suspects(batch["id"], predictions))
+        return RunError(f"{place(epoch, number, len(loader))}: {what} ({samples}): lower learning_rate or clip, or "
+                        "look at these samples")
 
     def _score(self, results: Mapping[str, float]) -> float:
         name = self.settings.KeyEval

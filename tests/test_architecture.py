@@ -25,10 +25,11 @@ STANDARD = set(sys.stdlib_module_names) | {"__future__"}
 
 # From the bottom: a module imports from its own layer and those below. Modules of a package share its layer.
 LAYERS = (
-    {"errors", "ops", "reference", "configs"},
+    {"errors", "locks", "ops", "reference", "configs"},
     {"settings", "data", "verify"},
-    {"masking", "presence", "standardise", "encoder", "kernels", "fusion", "objective", "model", "release", "skip"},
-    {"trainer"},
+    {"masking", "presence", "standardise", "encoder", "kernels", "fusion", "objective", "finite", "model", "release",
+     "skip"},
+    {"diagnosis", "trainer"},
     {"harness"},
     {"compare"},
     {"tune"},

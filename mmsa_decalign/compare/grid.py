@@ -132,7 +132,7 @@ class _Grid:
         folder.mkdir(parents=True, exist_ok=True)
         command = [sys.executable, "-m", WORKER, str(self.store.path), cell.key, token, str(state.attempts),
                    self.device, *([str(Path(self.events) / _file_name(cell.row))] if self.events else [])]
-        with (folder / "output.log").open("wb") as log:
+        with (folder / "output.log").open("ab") as log:  # never emptied: another comparison may be at it
             # A session of its own: Ctrl-C reaches this process alone, which then ends its workers.
             process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=log, stderr=log,
                                        env=environment(self.threads, self.gpus, slot), start_new_session=True)

@@ -60,6 +60,7 @@ def run(spec: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
         "schema_version": SCHEMA_VERSION, "id": uuid.uuid4().hex[:8], "started": started.isoformat(timespec="seconds"),
         "command": None, "model": spec["model"], "model_source": spec["source"], "dataset": spec["dataset"],
         "seed": spec["seed"], "settings": spec["settings"], "overrides": {}, "mended": False, "flags": [],
+        "warnings": [],
         "features": {
             "path": str(features.path.absolute()), "sha256": features.sha256, "replaced": dict(features.overrides),
             "samples": {name: len(split.ids) for name, split in features.splits.items()},

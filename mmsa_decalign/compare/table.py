@@ -189,11 +189,18 @@ def _row(one: _Result, data: Data, names: list[str], known: list[Measure], boots
         "label": one.row.label, "model": one.row.model, "sanity": one.row.sanity,
         "source": records[0]["model_source"] if records else None,
         "runs": [record["id"] for record in records], "seeds": [record["seed"] for record in records],
-        "failed": one.failed, "notes": notes, "protocol": _protocol(records), "metrics": metrics, "against": {},
+        "failed": one.failed, "notes": notes, "warnings": _warnings(records),
+        "protocol": _protocol(records), "metrics": metrics, "against": {},
         "parameters": records[0]["parameters"] if records else None,
         "seconds": sum(record["wall_seconds"] for record in records) / len(records) if records else None,
         "peak_memory_mib": max(memory, default=None),
     }
+
+
+def _warnings(records: Sequence[Mapping[str, Any]]) -> list[str]:
+    """What the runs of a row warn of; records of earlier versions have none."""
+    return [f"seed {record['seed']}: {one['what']}; try {one['try']}" for record in records
+            for one in record.get("warnings", [])]
 
 
 def _memory(peak: Mapping[str, float | None]) -> float | None:

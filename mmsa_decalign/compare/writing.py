@@ -15,6 +15,7 @@ from .notes import ON_TEST
 from .statistics import ALPHA
 
 NAME = "compare"
+WARNINGS_SHOWN = 3  # of a row; all are in the records and in the JSON document
 _COLUMNS = ("data", "row", "model", "sanity", "metric", "mean", "std", "low", "high", "best", "tie", "runs",
             "reference", "difference", "difference_low", "difference_high", "p", "p_holm", "effect", "verdict",
             "checkpoint", "epochs", "text", "feature_sha256", "notes", "seconds", "peak_memory_mib", "parameters",
@@ -107,6 +108,9 @@ def footnotes(document: Mapping[str, Any], part: Mapping[str, Any]) -> list[str]
     lines += [f"{', '.join(labels)}: {stamp}" for stamp, labels in stamps.items()]
     for row in part["rows"]:
         lines += [f"{row['label']}: {note}" for note in row["notes"]]
+        lines += [f"{row['label']}, {warning}" for warning in row["warnings"][:WARNINGS_SHOWN]]
+        if (more := len(row["warnings"]) - WARNINGS_SHOWN) > 0:
+            lines.append(f"{row['label']}: {more} more warned of in its runs' records")
         lines += [f"{row['label']}, seed {failure['seed']}: failed: {failure['error']}" for failure in row["failed"]]
     return lines
 

@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 from ..errors import InputError, RunError
+from ..locks import guarded
 from .published import MMSA_FOLDER, PublishedFile, file_with_hash
 from .reading import read_features, sha256_of
 
@@ -45,35 +46,56 @@ def fetch(
     published size and SHA-256; for a file without a published hash `verified` is False. A right file that is already
     there is left alone (`fetched` False). `timeout` is the longest silence of a server in seconds, `retries` how often
     a connection that broke is taken up again. Raises InputError where something else stands in the target's place or
-    `source` does not exist, RunError where the file cannot be had; both leave the target as it was.
+    `source` does not exist, RunError where the file cannot be had or another process is at it; both leave the target as
+    it was.
     """
     target = Path(root) / file.path
-    archive = target.with_suffix(".zip")
-    if file.sha256 is None and archive.exists():
-        target = archive
-    if target.exists():
-        digest = sha256_of(target, lambda done, total: progress("checking", done, total))
-        if file.sha256 is not None and digest != file.sha256:
-            raise InputError(f"{target}: is there already and is not the published {file.path}\n"
-                             f"(SHA-256 {digest}, published {file.sha256}). Move it away and fetch again.")
-        return _result(file, target, digest, source, fetched=False)
-    part = target.with_name(target.name + ".part")
+    if (there := _there(file, target, source, progress)) is not None:
+        return there
     local = _local(source, file)
     try:
-        part.parent.mkdir(parents=True, exist_ok=True)
-        _need_space(part, file)
-        if local is not None:
-            _copy(local, part, progress)
-        else:
-            _download(file, source, part, progress, timeout, retries, waits)
-        digest = _check(file, source, part, progress)
-        if file.sha256 is None and zipfile.is_zipfile(part):  # under the name of a pickle it would be misread
-            target = archive
-        os.replace(part, target)
+        with guarded(target):  # two downloads would write into one file
+            return _there(file, target, source, progress) or _had(file, target, source, local, progress, timeout,
+                                                                  retries, waits)
     except KeyboardInterrupt:
         raise KeyboardInterrupt(f"interrupted; the same command goes on with what is there of {target.name}") from None
     except OSError as error:
         _fail(file, source, f"{error.filename or target}: {error.strerror or error}")
+
+
+def _archive(target: Path) -> Path:
+    """The name of a target that turns out to be an archive."""
+    return target.with_suffix(".zip")
+
+
+def _there(file: PublishedFile, target: Path, source: str | None, progress: Progress) -> dict[str, Any] | None:
+    """What is known of a right file that is there already; None where there is none. Raises InputError for another."""
+    if file.sha256 is None and _archive(target).exists():
+        target = _archive(target)
+    if not target.exists():
+        return None
+    digest = sha256_of(target, lambda done, total: progress("checking", done, total))
+    if file.sha256 is not None and digest != file.sha256:
+        raise InputError(f"{target}: is there already and is not the published {file.path}\n"
+                         f"(SHA-256 {digest}, published {file.sha256}). Move it away and fetch again.")
+    return _result(file, target, digest, source, fetched=False)
+
+
+def _had(
+    file: PublishedFile, target: Path, source: str | None, local: Path | None, progress: Progress,
+    timeout: float, retries: int, waits: Sequence[float],
+) -> dict[str, Any]:  # fmt: skip
+    """Copy or download, check, and put in place."""
+    part = target.with_name(target.name + ".part")
+    _need_space(part, file)
+    if local is not None:
+        _copy(local, part, progress)
+    else:
+        _download(file, source, part, progress, timeout, retries, waits)
+    digest = _check(file, source, part, progress)
+    if file.sha256 is None and zipfile.is_zipfile(part):  # under the name of a pickle it would be misread
+        target = _archive(target)
+    os.replace(part, target)
     return _result(file, target, digest, source, fetched=True)
 
 

@@ -15,6 +15,7 @@ import numpy as np
 from ..errors import InputError
 from .overview import QUANTILES
 from .schema import MODALITIES
+from .whole import whole
 
 COLOURS = ("#0072B2", "#E69F00", "#009E73", "#CC79A7", "#56B4E9")  # Okabe and Ito: told apart by colour-blind readers
 
@@ -54,8 +55,8 @@ def plot_overview(document: Mapping[str, Any], out: str | Path) -> Path:
     for ax in axes.flat:
         ax.spines[["top", "right"]].set_visible(False)
     try:
-        out.parent.mkdir(parents=True, exist_ok=True)
-        figure.savefig(out, dpi=120)
+        with whole(out) as unfinished:
+            figure.savefig(unfinished, dpi=120, format=out.suffix[1:].lower())
     except OSError as error:
         raise InputError(f"--plot {out}: cannot be written ({error.strerror or error}); name a file in another "
                          "folder") from None

@@ -1,4 +1,4 @@
-"""Writing a feature file so that it appears whole or not at all."""
+"""Writing a file so that it appears whole or not at all."""
 
 from __future__ import annotations
 
@@ -12,19 +12,26 @@ from ..errors import InputError
 
 
 @contextmanager
-def appearing(path: Path) -> Iterator[Path]:
+def whole(path: Path) -> Iterator[Path]:
     """The name to write under inside the block: what lies there becomes `path` at its end, and goes if it fails.
 
-    Missing folders are made. Raises InputError, of `path`, where an OSError says that it cannot be written.
+    Missing folders are made.
     """
     unfinished = path.with_name(f".{path.name}.{uuid.uuid4().hex}.tmp")
+    path.parent.mkdir(parents=True, exist_ok=True)
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        try:
+        yield unfinished
+        os.replace(unfinished, path)
+    finally:  # also when interrupted
+        unfinished.unlink(missing_ok=True)
+
+
+@contextmanager
+def appearing(path: Path) -> Iterator[Path]:
+    """`whole` for a feature file. Raises InputError, of `path`, where an OSError says that it cannot be written."""
+    try:
+        with whole(path) as unfinished:
             yield unfinished
-            os.replace(unfinished, path)
-        finally:  # also when interrupted
-            unfinished.unlink(missing_ok=True)
     except OSError as error:
         raise InputError(f"{path}: cannot be written ({error.strerror or error}).\n"
                          "Choose a place that is writable and has room.") from None

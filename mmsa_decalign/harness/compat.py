@@ -15,6 +15,7 @@ from contextlib import contextmanager
 from typing import Any
 
 from .compat_models import MODEL_PATCHES
+from .compat_writing import WRITING_PATCHES
 from .patching import Patch, Undo, View, replace
 
 
@@ -227,5 +228,6 @@ PATCHES = (
         "MMSA/run.py, _set_logger (2.2.1): every MMSA_run adds two handlers and removes none; the n-th run of a "
         "process writes each line n times and keeps n files open",
     ),
+    *WRITING_PATCHES,
     *MODEL_PATCHES,
 )

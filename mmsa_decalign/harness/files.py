@@ -5,9 +5,12 @@ from __future__ import annotations
 import csv
 import io
 import os
+import shutil
 import uuid
 from collections.abc import Sequence
 from pathlib import Path
+
+from ..locks import guarded
 
 
 def write_text(path: Path, text: str) -> None:
@@ -16,48 +19,34 @@ def write_text(path: Path, text: str) -> None:
     temporary = _beside(path)
     try:
         _write_new(temporary, text)
+        if path.exists():
+            shutil.copymode(path, temporary)  # a file that a group may write stays so
         os.replace(temporary, path)
     finally:
         temporary.unlink(missing_ok=True)
 
 
 def append_row(path: Path, header: Sequence[str], row: Sequence[object]) -> None:
-    """Append one CSV row; the first brings the header. Each row is one write, so that two writers cannot interleave.
+    """Append one CSV row; the first brings the header. See ``append_lines``."""
+    append_lines(path, header, _csv_line(row))
 
-    Raises ValueError if the file has other columns.
+
+def append_lines(path: Path, header: Sequence[str], lines: str) -> None:
+    """Append whole lines of CSV, under a lock and in one step: no writer's row is lost, no reader sees half of one.
+
+    Raises ValueError if the file has other columns, RunError if another process keeps the lock.
     """
-    path.parent.mkdir(parents=True, exist_ok=True)
-    line = _csv_line(row)
-    if not path.exists() and _create(path, _csv_line(header) + line):
-        return
-    with path.open(encoding="utf-8", newline="") as stream:
-        present = next(csv.reader(stream), [])
-    if list(present) != list(header):
-        raise ValueError(f"{path} has the columns {', '.join(present)}; expected {', '.join(header)}")
-    with path.open("rb") as stream:
-        stream.seek(-1, os.SEEK_END)
-        open_line = stream.read(1) != b"\n"  # another program may have left its last line unfinished
-    descriptor = os.open(path, os.O_WRONLY | os.O_APPEND)
-    try:
-        os.write(descriptor, (("\n" if open_line else "") + line).encode())
-    finally:
-        os.close(descriptor)
-
-
-def _create(path: Path, text: str) -> bool:
-    """Make ``path`` with this content unless it exists; True if it was made here."""
-    temporary = _beside(path)
-    try:
-        _write_new(temporary, text)
-        try:
-            os.link(temporary, path)  # unlike a rename, a link fails when another writer came first
-        except FileExistsError:
-            return False
-        except OSError:  # a file system without hard links
-            os.replace(temporary, path)
-        return True
-    finally:
-        temporary.unlink(missing_ok=True)
+    path = Path(os.path.realpath(path))  # what a link points to is written, not the link
+    with guarded(path):
+        text = _csv_line(header)
+        if path.exists():
+            with path.open(encoding="utf-8", newline="") as stream:
+                text = stream.read()
+            present = next(csv.reader(io.StringIO(text)), [])
+            if list(present) != list(header):
+                raise ValueError(f"{path} has the columns {', '.join(present)}; expected {', '.join(header)}")
+        open_line = not text.endswith("\n")  # another program may have left its last line unfinished
+        write_text(path, text + ("\n" if open_line else "") + lines)
 
 
 def _beside(path: Path) -> Path:

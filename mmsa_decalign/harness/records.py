@@ -11,10 +11,11 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from ..errors import RunError
 from .files import append_row, write_text
 from .watch import is_number
 
-SCHEMA_VERSION = 1
+SCHEMA_VERSION = 2  # 2: "warnings", and "gradient_norms" and "alignment" in epochs
 LOGGER = logging.getLogger("MMSA")
 
 Summary = dict[str, dict[str, "float | None"]]  # metric -> "mean" and "std" over the seeds
@@ -61,7 +62,8 @@ def summarise(records: Sequence[Mapping[str, Any]], split: str = "test") -> Summ
 def append_summary(res_save_dir: Path, model: str, dataset: str, summary: Summary) -> Path | None:
     """MMSA's row of results: the model and, per metric, (mean, standard deviation) times 100, rounded to 2 digits.
 
-    A table that has other columns is left as it is, with a warning and None: the records hold everything.
+    A table that has other columns is left as it is, with a warning and None: the records hold everything. Raises
+    RunError where another process keeps the table's lock.
     """
     path = res_save_dir / "normal" / f"{dataset}.csv"
     cells = [tuple(float("nan") if part is None else round(part * 100, 2) for part in (item["mean"], item["std"]))
@@ -71,4 +73,6 @@ def append_summary(res_save_dir: Path, model: str, dataset: str, summary: Summar
     except ValueError as error:
         LOGGER.warning("no row added to MMSA's table: %s; move it away", error)
         return None
+    except RunError as error:
+        raise RunError(f"{error} The records of this run are in {res_save_dir / 'runs'}.") from error
     return path

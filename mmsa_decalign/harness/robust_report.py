@@ -15,6 +15,7 @@ from rich.measure import Measurement
 from rich.table import Table
 
 from ..data.plot import COLOURS, picture_path
+from ..data.whole import whole
 from .destinations import check_destination
 from .metrics import LOWER_IS_BETTER
 from .robust import Robustness
@@ -95,8 +96,8 @@ def plot_curves(result: Robustness, out: str | Path) -> Path:
     spread = f"mean of {seeds} seeds, band: one standard deviation" if seeds > 1 else "one seed"
     figure.legend(handles, labels, loc="outside upper center", ncols=min(2 * columns, len(labels)), frameon=False,
                   title=f"{result.dataset}, test split; {spread}")
-    out.parent.mkdir(parents=True, exist_ok=True)
-    figure.savefig(out, dpi=120)
+    with whole(out) as unfinished:
+        figure.savefig(unfinished, dpi=120, format=out.suffix[1:].lower())
     return out
 
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 import copy
 import dataclasses
 import datetime
+import functools
 import logging
 import os
 import time
@@ -21,7 +22,7 @@ from typing import Any
 from ..data.reading import embedding_of
 from ..data.schema import Features
 from ..errors import InputError, RunError
-from . import absence, machine
+from . import absence, advice, machine
 from .accumulation import last_window
 from .checkpoints import attach, describe
 from .classification import account, selects_on_test
@@ -33,6 +34,7 @@ from .job import Job
 from .metrics import direction, metric_rules, why_no_number
 from .records import SCHEMA_VERSION, plain
 from .samples import Listener, Samples
+from .unfinished import Batches, best_kept, check_losses
 from .watch import EnoughEpochs, EpochWatch, GivenUp, SealedLoader, TrainLoader, is_number
 
 MAX_EPOCHS = 500  # where the settings name no max_epochs; MMSA's trainers stop early or never
@@ -95,18 +97,26 @@ def train_and_test(
         def account_of() -> list[dict[str, Any]]:
             return getattr(trainer, "history", None) or watch.epochs
 
-        listener = None if samples is None else Listener(trainer)
+        built_in = job.resolved.model.plugin is None
+        listener = Listener(trainer)
         metric = args.get("KeyEval", "Loss")
         with ExitStack() as mended:
-            end_of_pass = mended.enter_context(_mended(trainer)) if job.resolved.model.plugin is None else _nothing
-            loaders["train"] = TrainLoader(loaders["train"], watch.before_pass, show, end_of_pass)
+            end_of_pass = mended.enter_context(_mended(trainer)) if built_in else _nothing
+            batches = Batches(show, lambda: len(watch.epochs))
+            loaders["train"] = TrainLoader(loaders["train"], watch.before_pass, batches, end_of_pass)
             loaders["test"] = SealedLoader(loaders["test"])
             with ExitStack() as training:
+                if test_split == "test":
+                    training.enter_context(best_kept(
+                        checkpoint, final, lambda: getattr(trainer, "best_epoch", None) or watch.best_epoch(),
+                        lambda: _unfinished(job, args, features, splits, seed, identity)))
                 events = training.enter_context(event_files(job.tensorboard and job.tensorboard / final.stem))
-                watch.after_epoch = _tell(after_epoch, events, trainer, watch)
+                watch.after_epoch = _tell(after_epoch, events, trainer, watch,
+                                          functools.partial(check_losses, model) if built_in else None)
                 training.enter_context(watch.watching(trainer))
-                if job.resolved.model.plugin is None:
+                if built_in:
                     training.enter_context(directed(trainer, metric))
+                    training.enter_context(batches.checking(model))
                 training.enter_context(_failures_named())
                 try:
                     trainer.do_train(model, loaders)
@@ -123,11 +133,11 @@ def train_and_test(
                 model.to(job.device)
                 if test_split == "test":
                     loaders["test"].open()
-                if listener is not None:
-                    listener.forget()
+                listener.forget()
                 results = trainer.do_test(model, loaders[test_split], mode=test_split.upper())
-                if listener is not None:
-                    samples[test_split] = listener.heard(splits[test_split].ids)
+                found = listener.heard(splits[test_split].ids)
+                if samples is not None:
+                    samples[test_split] = found
                     if test_split != "valid":
                         listener.forget()
                         trainer.do_test(model, loaders["valid"], mode="VAL")
@@ -136,6 +146,7 @@ def train_and_test(
         for name, value in results.items():
             if is_number(value) and value != value:
                 LOGGER.warning("%s on the %s split is not a number: %s", name, test_split, why_no_number(name))
+        selection = _selection(trainer, watch, args)
         record = plain({
             "schema_version": SCHEMA_VERSION,
             "id": identity,
@@ -160,7 +171,8 @@ def train_and_test(
             "working_directory_commit": machine.git_commit(Path.cwd()),
             "parameters": count_parameters(model),
             "epochs": account_of(),
-            "selection": _selection(trainer, watch, args),
+            "selection": selection,
+            "warnings": advice.advise(trainer, account_of(), selection, args, found, test_split),
             test_split: {name: value for name, value in results.items() if is_number(value)},
             **({"more_tests": {split: {name: value for name, value in figures.items() if is_number(value)}
                                for split, figures in more.items()}} if more else {}),
@@ -196,15 +208,17 @@ def _mended(trainer: Any) -> Iterator[Callable[[], None]]:
 
 
 def _tell(
-    listener: Callable[[dict[str, Any]], None] | None, events: EventFiles | None, trainer: Any, watch: EpochWatch
+    listener: Callable[[dict[str, Any]], None] | None, events: EventFiles | None, trainer: Any, watch: EpochWatch,
+    check: Callable[[dict[str, Any]], None] | None,
 ) -> Callable[[dict[str, Any]], None]:
     """What is called after each epoch. A trainer that keeps its own account adds the epoch only after validation."""
 
     def tell(entry: dict[str, Any]) -> None:
         if events is not None:
             events.catch_up(getattr(trainer, "history", watch.epochs))
-        if listener is not None:
-            listener(entry)
+        for hear in (check, listener):
+            if hear is not None:
+                hear(entry)
 
     return tell
 
@@ -242,6 +256,19 @@ def _selection(trainer: Any, watch: EpochWatch, args: Mapping[str, Any]) -> dict
     rule = {"metric": metric, "mode": direction(metric), "split": "valid", "value": values.get(chosen)}
     where = {"split": "test"} if selects_on_test(args) else {}
     return {"epoch": chosen, **(getattr(trainer, "selection", None) or rule), **where}
+
+
+def _unfinished(
+    job: Job, args: Mapping[str, Any], features: Features, splits: Mapping[str, Any], seed: int, identity: str
+) -> dict[str, Any]:
+    """What the checkpoint of a run that failed carries: all that prediction needs, and no test figures."""
+    settings = _complete(job, args, splits["train"].seq_lens)
+    return describe(plain({
+        "schema_version": SCHEMA_VERSION, "id": identity, "model": job.model, "model_source": job.resolved.model.source,
+        "dataset": job.dataset, "seed": seed, "mended": job.mended, "versions": machine.versions(),
+        "settings": {key: value for key, value in settings.items() if key not in _BOOKKEEPING},
+        "features": _describe(features, splits),
+    }), train_mode=args["train_mode"], steps=_steps(args, features))
 
 
 def _steps(args: Mapping[str, Any], features: Features) -> list[int]:

@@ -119,8 +119,8 @@ class EpochWatch:
         try:
             with overlaid(trainer, "do_test", do_test):
                 yield
-            self._look_at_checkpoint()
         finally:
+            self._look_at_checkpoint()
             logger.removeHandler(ears)
 
     def best_epoch(self) -> int | None:

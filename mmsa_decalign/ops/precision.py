@@ -15,16 +15,20 @@ import torch
 from torch import Tensor
 
 
+class NotFinite(ValueError):
+    """An operator was given NaN or infinite entries."""
+
+
 def widen(value: Any) -> Any:
     """Every tensor of a tensor, a sequence or a record in float64; gradients come back in the type it had.
 
-    Raises ValueError for NaN and infinite entries: what is computed from them would be a number that means nothing.
+    Raises NotFinite for NaN and infinite entries: what is computed from them would be a number that means nothing.
     """
     wide = cast(value, torch.float64)
     # Zero times a finite number is zero, times any other NaN: one number to look at, where `isfinite` takes five steps
     # per tensor and a wait for each.
     if float(sum((tensor.detach() * 0.0).sum() for tensor in _tensors(wide))) != 0.0:
-        raise ValueError("the input has NaN or infinite entries, expected finite numbers: clean it first")
+        raise NotFinite("the input has NaN or infinite entries, expected finite numbers: clean it first")
     return wide
 
 

@@ -5,7 +5,9 @@ from __future__ import annotations
 import csv
 import io
 import json
+import os
 import shlex
+import uuid
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -71,15 +73,20 @@ def write_best(job: Job, chosen: Mapping[str, Any], path: Path) -> None:
     flat = {**job.resolved.overrides, **chosen}
     whole = {job.model: {"commonParams": {}, "datasetParams": {
         job.dataset: {key: value for key, value in wanted.items() if key not in _OF_THE_DATA}}}}
-    for content in (flat, whole):
-        write_text(path, json.dumps(content, indent=1) + "\n")
-        try:
-            got = resolve(job.model, job.dataset, config=path).settings
-        except InputError:
-            continue
-        if plain(got) == plain(wanted):
-            return
-    path.unlink()
+    tried = path.with_name(f".{path.stem}.{uuid.uuid4().hex[:8]}.json")  # nobody else looks at it
+    try:
+        for content in (flat, whole):
+            write_text(tried, json.dumps(content, indent=1) + "\n")
+            try:
+                got = resolve(job.model, job.dataset, config=tried).settings
+            except InputError:
+                continue
+            if plain(got) == plain(wanted):
+                os.replace(tried, path)
+                return
+    finally:
+        tried.unlink(missing_ok=True)
+    path.unlink(missing_ok=True)
     raise InputError(f"{job.model} on {job.dataset}: no file can hold the best settings, since -c would change some of "
                      f"them; use {' '.join(_options(chosen))}")
 

@@ -121,7 +121,7 @@ class _Workers:
         search = self.search
         given = {"options": self.options, "name": search.name, "storage": str(search.storage), "trials": search.trials,
                  "prune": search.prune}
-        with self._log(slot).open("wb") as log:
+        with self._log(slot).open("ab") as log:
             # A session of its own: Ctrl-C reaches this process alone, which then ends its workers.
             self.running[slot] = subprocess.Popen(
                 [sys.executable, "-m", WORKER, json.dumps(given, default=str)], stdin=subprocess.PIPE, stdout=log,

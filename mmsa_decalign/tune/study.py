@@ -16,15 +16,15 @@ from pathlib import Path
 from typing import Any
 
 import optuna
-from filelock import FileLock
 from optuna.distributions import CategoricalDistribution
 from optuna.trial import FrozenTrial, Trial, TrialState
 
 from ..compare import claims
 from ..data.schema import Features
-from ..errors import InputError
+from ..errors import InputError, RunError
 from ..harness.job import Job
 from ..harness.metrics import direction
+from ..locks import guarded
 from .space import parameters, signature, untried
 
 STARTUP, WARMUP = 5, 2  # the median pruner waits for so many trials, and for so many epochs of each
@@ -79,6 +79,8 @@ def open_study(search: Search) -> optuna.Study:
             return optuna.create_study(
                 storage=storage, study_name=search.name, direction=goal, load_if_exists=True,
                 pruner=optuna.pruners.MedianPruner(n_startup_trials=STARTUP, n_warmup_steps=WARMUP))
+    except RunError:
+        raise
     except (OSError, RuntimeError, sqlalchemy.exc.SQLAlchemyError) as error:
         raise InputError(f"--storage {search.storage} cannot be used as a study's storage "
                          f"({str(error).splitlines()[0]}): choose another file") from error
@@ -86,9 +88,11 @@ def open_study(search: Search) -> optuna.Study:
 
 @contextmanager
 def locked(search: Search) -> Iterator[None]:
-    """One process at a time takes or gives back trials; the lock of a dead one is free."""
-    search.files.mkdir(parents=True, exist_ok=True)
-    with FileLock(search.files / "lock"):
+    """One process at a time takes or gives back trials; the lock of a dead one is free.
+
+    Raises RunError where another process keeps it.
+    """
+    with guarded(search.files / "trials"):
         yield
 
 

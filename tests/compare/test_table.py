@@ -19,6 +19,7 @@ from rich.console import Console
 from mmsa_decalign.compare import screen, statistics, table, writing
 from mmsa_decalign.compare.plan import Data, Plan, Row
 from mmsa_decalign.compare.report import page
+from mmsa_decalign.compare.report.words import limits
 
 
 def rows_of(document: dict[str, Any], data: int = 0) -> dict[str, Any]:
@@ -156,6 +157,21 @@ def test_mixed_code_is_noted(maker: Maker) -> None:
     maker.row("old", 0.5, git_commit="1" * 40)
     notes = maker.document()["data"][0]["notes"]
     assert notes == ["runs by different code: 000000000000, 111111111111"]
+
+
+def test_warnings_of_runs_are_footnotes_and_not_more_than_a_few(maker: Maker) -> None:
+    warned = [{"what": "the best epoch was the first", "try": "a lower rate"}, {"what": "constant", "try": "more"}]
+    maker.row("good", 0.5)
+    maker.row("odd", 0.5, warnings=warned)
+    document = maker.document()
+    good, odd = document["data"][0]["rows"]
+    assert good["warnings"] == []
+    assert len(odd["warnings"]) == 4
+    lines = writing.footnotes(document, document["data"][0])
+    assert [line for line in lines if line.startswith("odd")] == [
+        "odd, seed 1: the best epoch was the first; try a lower rate", "odd, seed 1: constant; try more",
+        "odd, seed 2: the best epoch was the first; try a lower rate", "odd: 1 more warned of in its runs' records"]
+    assert not any("see the notes" in line for line in limits(document))
 
 
 def test_every_form_holds_the_same_figures(maker: Maker, tmp_path: Path) -> None:

@@ -164,7 +164,7 @@ def test_what_a_record_holds(tiny: Path, folders: dict[str, Path], toy: str) -> 
     assert path.parent == folders["res_save_dir"] / "runs"
     assert path.name.startswith("toy-synthetic-7-")
     assert path.name.endswith(f"-{record['id']}.json")
-    assert record["schema_version"] == 1
+    assert record["schema_version"] == 2
     assert record["command"] == "mmsa -m toy"
     assert record["features"]["sha256"] == hashlib.sha256(tiny.read_bytes()).hexdigest()
     assert record["features"]["samples"] == {"train": 33, "valid": 12, "test": 17}
