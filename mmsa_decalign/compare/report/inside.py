@@ -12,6 +12,7 @@ from typing import Any
 
 import numpy as np
 
+from ...harness.diagnostics import separation
 from ...harness.inside import State
 from . import svg
 from .pictures import heatmap
@@ -123,13 +124,6 @@ def _plane(rows: np.ndarray) -> tuple[np.ndarray, np.ndarray, Any]:
         return (more - centre) @ directions.T
 
     return place(rows), power[:2] / (power.sum() or 1.0), place
-
-
-def separation(a: np.ndarray, b: np.ndarray) -> float:
-    """|mean a - mean b| over the root of the mean of the two total variances: distance of two clouds in units of their
-    spread. Rows (N, d)."""
-    spread = np.sqrt((a.var(axis=0).sum() + b.var(axis=0).sum()) / 2)
-    return float(np.linalg.norm(a.mean(axis=0) - b.mean(axis=0)) / max(float(spread), 1e-12))
 
 
 def distances(label: str, states: Mapping[str, State]) -> Picture | None:

@@ -1,0 +1,213 @@
+"""What the alignment terms do where the truth is known: DecAlign on synthetic data, with and without each term.
+
+    python benchmarks/alignment.py [--search] [--seeds 1 2 3 4 5] [--jobs 2] [--out benchmarks/results]
+
+Each seed draws a data set of its own (600 training samples) and a model; all settings share both, so that differences
+are taken seed by seed. The checkpoint is chosen by validation loss. Measured are its features and those of the model
+before its first step: linear probes and canonical directions are fitted on the validation split, of which training uses
+no more than the loss, and scored on the test split, which nothing else reads.
+
+`--search` ranks other settings on seeds of their own by what can be known without the truth: of those whose validation
+loss is at most TOLERANCE above the shipped settings' the one whose common features best find a sample's partner in the
+other modality (`retrieved`, validation split). CHOSEN is what it found: settings that show a mechanism, not a better
+model. The measures are those of `mmsa_decalign.harness.diagnostics`. What may change here: rows, then all is run anew.
+"""
+
+from __future__ import annotations
+
+import argparse
+import tempfile
+from collections.abc import Callable, Sequence
+from concurrent.futures import ProcessPoolExecutor
+from itertools import combinations
+from pathlib import Path
+from typing import Any
+
+import alignment_report
+import numpy as np
+import timing
+import torch
+
+from mmsa_decalign.data.schema import MODALITIES
+from mmsa_decalign.data.synthetic import make_synthetic, write_synthetic
+from mmsa_decalign.harness import diagnostics, runner
+from mmsa_decalign.harness.inside import State, look_inside
+
+SAMPLES = (600, 500, 1000)
+KINDS = ("unique", "common", "compared")
+FEW = 20  # rows of the small probe
+TOLERANCE = 0.1
+NONE: dict[str, Any] = {"alpha": 0.0, "beta": 0.0, "dec_loss_weight": 0.0}
+TERMS: dict[str, dict[str, Any]] = {
+    "transport": {"transport_weight": 0.0}, "prototype": {"prototype_weight": 0.0}, "moments": {"moments_weight": 0.0},
+    "MMD": {"mmd_weight": 0.0}, "decoupling": {"dec_loss_weight": 0.0},
+}  # fmt: skip
+MEDIAN: dict[str, Any] = {"beta": 1.0, "mmd_bandwidth": "median"}
+SEARCHED: dict[str, dict[str, Any]] = {
+    "shipped": {},
+    "alpha=1": {"alpha": 1.0},
+    "alpha=1, batch_size=8": {"alpha": 1.0, "batch_size": 8},
+    "dec_loss_weight=10": {"dec_loss_weight": 10.0},
+    "beta=1": {"beta": 1.0},
+    "beta=1, batch_size=8": {"beta": 1.0, "batch_size": 8},
+    "beta=1, median": MEDIAN,
+    "beta=1, median, batch_size=8": MEDIAN | {"batch_size": 8},
+    "beta=1, median, no moments": MEDIAN | {"moments_weight": 0.0},
+    "beta=1, median, no moments, batch_size=16": MEDIAN | {"moments_weight": 0.0, "batch_size": 16},
+    "beta=1, median, no moments, batch_size=8": MEDIAN | {"moments_weight": 0.0, "batch_size": 8},
+    "beta=3, median, no moments, batch_size=16": MEDIAN | {"beta": 3.0, "moments_weight": 0.0, "batch_size": 16},
+    "beta=10, median, no moments, batch_size=16": MEDIAN | {"beta": 10.0, "moments_weight": 0.0, "batch_size": 16},
+}
+CHOSEN = SEARCHED["beta=1, median, no moments, batch_size=8"]  # by --search
+Task = tuple[str, dict[str, Any], int, tuple[int, int, int]]  # label, change of settings, seed, samples
+
+
+def rows(base: dict[str, Any]) -> dict[str, dict[str, Any]]:
+    """Settings with no alignment, with all of it, and with all but one term of those that the settings have."""
+    changes = {"all terms": {}, **{f"without {name}": change for name, change in TERMS.items()}}
+    kept = {name: base | change for name, change in changes.items() if not change or base | change != base}
+    return {"without alignment": base | NONE, **kept}
+
+
+def measure(task: Task) -> dict[str, Any]:
+    """Train once; figures of the features before and after it, on the test split, and a sample of them for a plot."""
+    _, change, seed, samples = task
+    torch.set_num_threads(1)
+    with tempfile.TemporaryDirectory() as folder:
+        file = write_synthetic(Path(folder) / "data.pkl", seed=seed, samples=samples)
+        job = runner.prepare(
+            "decalign", "synthetic", overrides=change, seeds=[seed], feature_file=file, device="cpu", verbose=0,
+            model_save_dir=folder, res_save_dir=folder, log_dir=folder,
+        )  # fmt: skip
+        (record,) = runner.run(job).records
+        valid, test = (
+            look_inside(job, seed, Path(record["checkpoint"]), record["features"]["sha256"], split)
+            for split in ("valid", "test")
+        )
+    data = make_synthetic(seed=seed, samples=samples)
+    found = {when: inside(valid[when], test[when], data["valid"], data["test"]) for when in ("before", "after")}
+    return found | {
+        "test": record["test"], "loss": record["selection"]["value"], "epoch": record["selection"]["epoch"],
+        "pairing": _over_pairs(lambda a, b: diagnostics.retrieved(valid["after"].compared[a],
+                                                                  valid["after"].compared[b])),
+        "points": {when: points(test[when], data["test"]) for when in found},
+    }  # fmt: skip
+
+
+def inside(seen: State, unseen: State, known: dict[str, Any], truth: dict[str, Any]) -> dict[str, float]:
+    """The measures of one state; probes learn from `seen` and what is `known` of it, and are scored on `unseen`."""
+    found: dict[str, float] = {}
+    for kind in KINDS:
+        fitted, scored = getattr(seen, kind), getattr(unseen, kind)
+        found |= {f"{kind}: {name}": value for name, value in recovery(fitted, scored, known, truth).items()}
+        found |= {f"{kind}: {name}": value for name, value in distances(fitted, scored).items()}
+    samples = len(truth["id"])
+    idle = [diagnostics.idle(weights, samples) for weights in unseen.weights.values()]
+    return found | {"cosine": unseen.terms["decoupling"], "idle": float(np.mean(idle)), "residual": unseen.marginal_error}
+
+
+def recovery(
+    fitted: dict[str, np.ndarray], scored: dict[str, np.ndarray], known: dict[str, Any], truth: dict[str, Any]
+) -> dict[str, float]:
+    """What features (N, d) by modality hold of the common factors and of their modality's own; means over modalities."""
+    found = {}
+    for factors, key in (("common", "latent_common"), ("unique", "latent_unique_{}")):
+        of = [(fitted[m], known[key.format(m)], scored[m], truth[key.format(m)]) for m in fitted]
+        found[f"holds {factors}"] = float(np.mean([diagnostics.held(x, z) for _, _, x, z in of]))
+        found[f"shows {factors}"] = float(np.mean([diagnostics.recovered(*one) for one in of]))
+        few = [diagnostics.recovered(seen[:FEW], z[:FEW], x, y) for seen, z, x, y in of]
+        found[f"shows {factors}, few rows"] = float(np.mean(few))
+        if factors == "common":
+            with_truth = [diagnostics.canonical_correlation(seen, z, x, y, 2) for seen, z, x, y in of]
+            found["correlates with common"] = float(np.mean(with_truth))
+    return found
+
+
+def distances(fitted: dict[str, np.ndarray], scored: dict[str, np.ndarray]) -> dict[str, float]:
+    """How far the modalities are apart, whatever the scale, and whether the rows of one sample belong together."""
+    return {
+        "told apart": diagnostics.told_apart(list(scored.values())),
+        "energy": _over_pairs(lambda a, b: diagnostics.energy_distance(scored[a], scored[b])),
+        "pairing": _over_pairs(lambda a, b: diagnostics.retrieved(scored[a], scored[b])),
+        "correlates": _over_pairs(
+            lambda a, b: diagnostics.canonical_correlation(fitted[a], fitted[b], scored[a], scored[b], 2)),
+    }  # fmt: skip
+
+
+def ceiling(seed: int, samples: tuple[int, int, int]) -> dict[str, float]:
+    """The same for the raw inputs, averaged over valid steps: what no probe of a linear encoding can exceed."""
+    data = make_synthetic(seed=seed, samples=samples)
+    known, truth = ({m: _averages(data[split][m]) for m in MODALITIES} for split in ("valid", "test"))
+    return recovery(known, truth, data["valid"], data["test"])
+
+
+def _averages(x: np.ndarray) -> np.ndarray:
+    return x.sum(axis=1) / np.maximum((x != 0).any(axis=2).sum(axis=1, keepdims=True), 1)
+
+
+def _over_pairs(measured: Callable[[str, str], float]) -> float:
+    return float(np.mean([measured(a, b) for a, b in combinations(MODALITIES, 2)]))
+
+
+def points(state: State, truth: dict[str, Any], count: int = 250) -> list[list[float]]:
+    """Samples for the plot: first common factor, and where text and vision lie along the two's main direction."""
+    text, vision = state.compared["text"], state.compared["vision"]
+    both = np.concatenate([text, vision])
+    direction = np.linalg.svd(both - both.mean(axis=0), full_matrices=False)[2][0]
+    columns = np.stack([truth["latent_common"][:, 0], (text - both.mean(axis=0)) @ direction,
+                        (vision - both.mean(axis=0)) @ direction], axis=1)
+    return np.round(columns[:count].astype(float), 4).tolist()
+
+
+def run(tasks: Sequence[Task], jobs: int) -> dict[str, list[dict[str, Any]]]:
+    """By label what each seed gave, in the order of the tasks."""
+    found: dict[str, list[dict[str, Any]]] = {}
+    with ProcessPoolExecutor(jobs) as pool:
+        for task, result in zip(tasks, pool.map(measure, tasks), strict=True):
+            found.setdefault(task[0], []).append(result)
+            print(f"{task[0]}, seed {task[2]}: loss {result['loss']:.3f}, pairing {result['pairing']:.3f}", flush=True)
+    return found
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    """Measure, print, store."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--search", action="store_true", help="rank settings without the truth")
+    parser.add_argument("--seeds", type=int, nargs="+", help="default: 1 to 5; with --search 201 and 202")
+    parser.add_argument("--samples", type=int, nargs=3, default=SAMPLES, help="rows of train, valid and test")
+    parser.add_argument("--jobs", type=int, default=1, help="trainings at a time")
+    parser.add_argument("--set", dest="change", type=_json, default={}, help="settings of all rows, as JSON")
+    parser.add_argument("--out", type=Path, default=Path("benchmarks/results"))
+    arguments = parser.parse_args(argv)
+    seeds = arguments.seeds or ([201, 202] if arguments.search else [1, 2, 3, 4, 5])
+    samples, about = tuple(arguments.samples), timing.surroundings()
+    regimes = {"searched": SEARCHED} if arguments.search else {"shipped": rows({}), "chosen": rows(CHOSEN)}
+    tasks = [(f"{regime}: {label}", change | arguments.change, seed, samples)
+             for regime, labels in regimes.items() for label, change in labels.items() for seed in seeds]
+    results = run(tasks, arguments.jobs)
+    document = {"about": about, "seeds": seeds, "samples": samples, "chosen": CHOSEN, "results": results}
+    if arguments.search:
+        text, name = alignment_report.search(document, TOLERANCE), "alignment_search"
+        for figures in (one for row in results.values() for one in row):
+            del figures["before"], figures["after"], figures["test"], figures["points"]  # nothing is chosen by these
+    else:
+        document["ceiling"] = [ceiling(seed, samples) for seed in seeds]
+        text, name = alignment_report.tables(document), "alignment"
+        for row, found in results.items():
+            for number, figures in enumerate(found):
+                if number or not row.endswith("all terms"):
+                    del figures["points"]
+    timing.store(arguments.out, name, text, document)
+    if not arguments.search:
+        alignment_report.plot(document, arguments.out / "alignment.svg")
+    print(text)
+
+
+def _json(text: str) -> dict[str, Any]:
+    import json
+
+    return dict(json.loads(text))
+
+
+if __name__ == "__main__":
+    main()

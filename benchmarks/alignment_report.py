@@ -1,0 +1,187 @@
+"""How alignment.py shows what it found: tables with standard errors over the seeds, and a picture.
+
+A row's difference to the row without alignment is taken seed by seed. What may change here: columns and panels.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import timing
+from scipy.stats import sem
+
+REGIMES = {"shipped": "shipped settings", "chosen": "settings that show the mechanism"}
+REFERENCE = "without alignment"
+SHARES = {
+    "common: common factors": "common: holds common", "common: own factors": "common: holds unique",
+    "compared: common factors": "compared: holds common", "compared: own factors": "compared: holds unique",
+    "unique: own factors": "unique: holds unique", "unique: common factors": "unique: holds common",
+}  # fmt: skip
+PROBES = {
+    "common: common": "common: shows common", "common: own": "common: shows unique",
+    "unique: own": "unique: shows unique", "unique: common": "unique: shows common",
+    "common: common, 20 rows": "common: shows common, few rows", "common: own, 20 rows": "common: shows unique, few rows",
+    "compared: common": "compared: shows common", "compared: own": "compared: shows unique",
+    "common: CCA with truth": "common: correlates with common", "common: CCA of two": "common: correlates",
+    "compared: CCA of two": "compared: correlates",
+}  # fmt: skip
+DISTANCES = {
+    f"{kind}: {column}": f"{kind}: {name}" for kind in ("unique", "common", "compared")
+    for column, name in (("energy", "energy"), ("told apart", "told apart"), ("pairing", "pairing"))
+} | {"squared cosine": "cosine", "idle prototypes": "idle", "transport residual": "residual"}  # fmt: skip
+
+
+def spread(values: Sequence[float], digits: int = 3, sign: str = "") -> str:
+    """Mean ± standard error; of a single value no error."""
+    error = f" ± {sem(values):.{digits}f}" if len(values) > 1 else ""
+    return f"{np.mean(values):{sign}.{digits}f}{error}"
+
+
+def of(rows: Sequence[dict[str, Any]], name: str, when: str = "after") -> list[float]:
+    """A measure of a row of the table, seed by seed."""
+    return [row[when][name] for row in rows]
+
+
+def tables(document: dict[str, Any]) -> str:
+    """The results as Markdown."""
+    results, seeds = document["results"], document["seeds"]
+    first = next(iter(results.values()))
+    counts = "{} training, {} validation and {} test samples".format(*document["samples"])
+    lines = [
+        "# Alignment where the truth is known", "",
+        f"`benchmarks/alignment.py`, {timing.in_words(document['about'])}, seeds {seeds}, {counts}. Mean ± standard "
+        "error over the seeds, each a data set and a model of its own.", "",
+        f"Settings that show the mechanism (chosen for that, see alignment_search.md): {document['chosen']}.", "",
+        "![Features with and without alignment](alignment.svg)", "",
+        "## What the features hold", "",
+        "Share of the features' variance that linear functions of the known factors explain. *compared*: the common "
+        "features after the perceptrons, where moments and MMD are taken. Without alignment nothing trains these.", "",
+        *_table(["", *SHARES, "MAE"], [
+            ["before training", *(spread(of(first, name, "before")) for name in SHARES.values()), ""],
+            *([_named(label), *(spread(of(rows, name)) for name in SHARES.values()),
+               spread([row["test"]["MAE"] for row in rows])] for label, rows in results.items())]),
+        "", f"Differences to *{REFERENCE}*, seed by seed:", "",
+        *_differences(results, {name: SHARES[name] for name in SHARES if not name.startswith("compared")}),
+        "## What can be read off them", "",
+        "R2 of ridge regression fitted on the validation split (or on 20 rows of it), and canonical correlations (the "
+        "first two, of rows they were not fitted to) with the common factors, or of two modalities.", "",
+    ]  # fmt: skip
+    raw = {f"common: {name}": f"{name}" for name in document["ceiling"][0]} | {
+        f"unique: {name}": f"{name}" for name in document["ceiling"][0]}
+    lines += _table(["", *PROBES], [
+        ["raw inputs", *(spread([one[raw[name]] for one in document["ceiling"]]) if name in raw else ""
+                         for name in PROBES.values())],
+        ["before training", *(spread(of(first, name, "before")) for name in PROBES.values())],
+        *([_named(label), *(spread(of(rows, name)) for name in PROBES.values())] for label, rows in results.items())])
+    lines += [
+        "", "## How far the modalities are apart", "",
+        "Energy coefficient (0 equal clouds, 1 far apart), accuracy of a linear classifier at telling the three "
+        "modalities apart (chance 0.333), pairing (share of samples that are further away than a sample's own partner "
+        "in the other modality; chance 0.5): no figure depends on the features' scale. Then the mean squared cosine of "
+        "unique and common features, prototypes of 7 that hold less than one sample, and the plan's marginal error.", "",
+        *_table(["", *DISTANCES], [
+            ["before training", *(spread(of(first, name, "before")) for name in DISTANCES.values())],
+            *([_named(label), *(_small(of(rows, name)) for name in DISTANCES.values())]
+              for label, rows in results.items())]),
+    ]  # fmt: skip
+    return "\n".join(lines) + "\n"
+
+
+def search(document: dict[str, Any], tolerance: float) -> str:
+    """What `--search` found: the rows in the order of pairing, those whose loss is too high last."""
+    results = document["results"]
+    limit = (1 + tolerance) * float(np.mean([row["loss"] for row in results["searched: shipped"]]))
+    figures = {label.removeprefix("searched: "): ([row["loss"] for row in rows], [row["pairing"] for row in rows])
+               for label, rows in results.items()}
+    order = sorted(figures, key=lambda label: (np.mean(figures[label][0]) > limit, -np.mean(figures[label][1])))
+    lines = [
+        f"`benchmarks/alignment.py --search`, {timing.in_words(document['about'])}, seeds {document['seeds']}.",
+        "Validation split alone, without the true factors. Pairing: share of samples further away than a sample's own "
+        f"partner in the other modality, after the perceptrons (chance 0.5). Rows above a loss of {limit:.3f}, "
+        f"{tolerance:.0%} more than the shipped settings', are out of the running.", "",
+        *_table(["settings", "pairing", "validation loss", ""], [
+            [label, spread(figures[label][1]), spread(figures[label][0]),
+             "loss too high" if np.mean(figures[label][0]) > limit else ""] for label in order]),
+    ]  # fmt: skip
+    return "\n".join(lines) + "\n"
+
+
+def _differences(results: dict[str, list[dict[str, Any]]], names: dict[str, str]) -> list[str]:
+    lines = []
+    for label, rows in results.items():
+        regime, row = label.split(": ", 1)
+        if row == REFERENCE:
+            continue
+        base = results[f"{regime}: {REFERENCE}"]
+        pairs = [(of(rows, name), of(base, name)) for name in names.values()]
+        pairs += [tuple([one["test"]["MAE"] for one in which] for which in (rows, base))]
+        lines.append([_named(label), *(spread(np.subtract(a, b), sign="+") for a, b in pairs)])
+    return [*_table(["", *names, "MAE"], lines), ""]
+
+
+def _small(values: Sequence[float]) -> str:
+    return spread(values) if max(values) >= 5e-4 or max(values) == 0 else f"{max(values):.0e} at most"
+
+
+def _named(label: str) -> str:
+    regime, row = label.split(": ", 1)
+    return f"{REGIMES[regime]}: {row}"
+
+
+def _table(head: Sequence[str], body: Sequence[Sequence[str]]) -> list[str]:
+    return [f"| {' | '.join(row)} |" for row in [head, ["---"] * len(head), *body]]
+
+
+def plot(document: dict[str, Any], path: Path) -> None:
+    """Above, samples of two modalities against each other; below, what fills the features, and how far apart they are.
+    """
+    import matplotlib
+
+    matplotlib.use("Agg")
+    from matplotlib import pyplot
+
+    results = document["results"]
+    with matplotlib.rc_context({"svg.hashsalt": "alignment", "svg.fonttype": "none", "font.size": 9}):
+        figure, axes = pyplot.subplots(2, 3, figsize=(10, 7.2), layout="constrained")
+        chosen = results["chosen: all terms"]
+        for axis, (title, row, when) in zip(axes[0], (
+            ("before training", chosen, "before"), ("shipped settings, all terms", results["shipped: all terms"], "after"),
+            ("settings that show the mechanism", chosen, "after"),
+        ), strict=True):  # fmt: skip
+            colour, text, vision = np.array(row[0]["points"][when]).T
+            drawn = axis.scatter(text, vision, c=colour, s=9, cmap="viridis", linewidths=0)
+            axis.set_title(f"{title}\npairing {np.mean(of(row, 'compared: pairing', when)):.2f}", fontsize=9)
+            axis.set(xlabel="text, main direction", xticks=[], yticks=[])
+        axes[0, 0].set_ylabel("vision, same direction")
+        figure.colorbar(drawn, ax=axes[0, 2], label="first common factor")
+        _dots(axes[1, 0], results, {"common factors": ("common: holds common", "C0"),
+                                    "own factors": ("common: holds unique", "C1")}, "share of the common features' variance")
+        _dots(axes[1, 1], results, {"own factors": ("unique: holds unique", "C1"),
+                                    "common factors": ("unique: holds common", "C0")}, "share of the unique features' variance")
+        _dots(axes[1, 2], results, {"unique features": ("unique: energy", "C2"), "common features": ("common: energy", "C4"),
+                                    "after the perceptrons": ("compared: energy", "C3")}, "energy distance of the modalities")
+        for axis in axes[1, 1:]:
+            axis.set_yticklabels([])
+        figure.savefig(path, metadata={"Date": None})
+        pyplot.close(figure)
+
+
+def _dots(axis: Any, results: dict[str, Any], series: dict[str, tuple[str, str]], title: str) -> None:
+    """A line a row of the table, mean and standard error."""
+    first = next(iter(results.values()))
+    lines: list[tuple[str, Callable[[str], list[float]]]] = [("before training", lambda name: of(first, name, "before"))]
+    lines += [(label, lambda name, rows=rows: of(rows, name)) for label, rows in results.items()]
+    for label, (name, colour) in series.items():
+        values = [read(name) for _, read in lines]
+        errors = [sem(one) if len(one) > 1 else 0.0 for one in values]
+        axis.errorbar([np.mean(one) for one in values], range(len(lines)), xerr=errors, fmt="o", color=colour,
+                      markersize=4, label=label)
+    axis.set_yticks(range(len(lines)), [label.replace("chosen: ", "mechanism: ") for label, _ in lines], fontsize=8)
+    axis.invert_yaxis()
+    axis.set_xlim(left=0)
+    axis.grid(alpha=0.3)
+    axis.set_xlabel(title)
+    axis.legend(fontsize=7, loc="upper center", bbox_to_anchor=(0.5, 1.12), ncols=3, frameon=False, handletextpad=0.1)
