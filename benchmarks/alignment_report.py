@@ -144,6 +144,7 @@ def plot(document: dict[str, Any], path: Path) -> None:
     from matplotlib import pyplot
 
     results = document["results"]
+    path.parent.mkdir(parents=True, exist_ok=True)
     with matplotlib.rc_context({"svg.hashsalt": "alignment", "svg.fonttype": "none", "font.size": 9}):
         figure, axes = pyplot.subplots(2, 3, figsize=(10, 7.2), layout="constrained")
         chosen = results["chosen: all terms"]

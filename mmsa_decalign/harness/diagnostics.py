@@ -6,7 +6,7 @@ that modalities do not come nearer by shrinking. What may change here: further m
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Iterable, Sequence
 from itertools import combinations
 
 import numpy as np
@@ -46,27 +46,18 @@ def held(features: np.ndarray, factors: np.ndarray) -> float:
     return 1 - left / max(all_of_it, _TINY) * (n - 1) / (n - 1 - k)
 
 
-def shared(
-    a: np.ndarray, b: np.ndarray, unseen_a: np.ndarray, unseen_b: np.ndarray, k: int
-) -> tuple[np.ndarray, np.ndarray]:
-    """The first k canonical variates of two sets of features of the same samples, fitted on (N, d_a) and (N, d_b).
-
-    Returns them for the unseen rows, (n, k) each: column i of the one goes with column i of the other. A ridge of 1e-4
-    of the mean variance keeps directions without variance out.
-    """
-    (to_a, centre_a), (to_b, centre_b) = _whitening(a), _whitening(b)
-    left, _, right = np.linalg.svd(((a - centre_a) @ to_a).T @ ((b - centre_b) @ to_b))
-    return (unseen_a - centre_a) @ to_a @ left[:, :k], (unseen_b - centre_b) @ to_b @ right[:k].T
-
-
 def canonical_correlation(
     a: np.ndarray, b: np.ndarray, unseen_a: np.ndarray, unseen_b: np.ndarray, k: int
 ) -> float:
-    """Mean correlation of the first k pairs of canonical variates (see `shared`) on rows that they were not fitted to.
+    """Mean correlation of the first k pairs of canonical variates, on rows that they were not fitted to.
 
     1: k directions of the one are linear functions of the other; about 0: there is nothing that the two share.
+    Fitted on (N, d_a) and (N, d_b), rows of the same samples, with a ridge of 1e-4 of the mean variance that keeps
+    directions without variance out. The two unseen sets have (n, d_a) and (n, d_b); k is at most the smaller width.
     """
-    one, other = shared(a, b, unseen_a, unseen_b, k)
+    (to_a, centre_a), (to_b, centre_b) = _whitening(a), _whitening(b)
+    left, _, right = np.linalg.svd(((a - centre_a) @ to_a).T @ ((b - centre_b) @ to_b))
+    one, other = (unseen_a - centre_a) @ to_a @ left[:, :k], (unseen_b - centre_b) @ to_b @ right[:k].T
     return float(np.mean([np.corrcoef(x, y)[0, 1] for x, y in zip(one.T, other.T, strict=True)]))
 
 
@@ -122,8 +113,8 @@ def retrieved(a: np.ndarray, b: np.ndarray) -> float:
     return float(further.mean() / (n - 1))
 
 
-def mean_over_pairs(measure: object, groups: Sequence[np.ndarray]) -> float:
-    """Mean of a measure of two clouds over the unordered pairs of groups."""
+def mean_over_pairs(measure: Callable[[np.ndarray, np.ndarray], float], groups: Iterable[np.ndarray]) -> float:
+    """Mean of a measure of two clouds over the unordered pairs of two groups or more."""
     return float(np.mean([measure(a, b) for a, b in combinations(groups, 2)]))
 
 
