@@ -5,7 +5,7 @@ A row's difference to the row without alignment is taken seed by seed. What may 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +13,7 @@ import numpy as np
 import timing
 from scipy.stats import sem
 
-REGIMES = {"shipped": "shipped settings", "chosen": "settings that show the mechanism"}
+REGIMES = {"shipped": "shipped", "chosen": "mechanism", "control": "control"}
 REFERENCE = "without alignment"
 SHARES = {
     "common: common factors": "common: holds common", "common: own factors": "common: holds unique",
@@ -23,7 +23,8 @@ SHARES = {
 PROBES = {
     "common: common": "common: shows common", "common: own": "common: shows unique",
     "unique: own": "unique: shows unique", "unique: common": "unique: shows common",
-    "common: common, 20 rows": "common: shows common, few rows", "common: own, 20 rows": "common: shows unique, few rows",
+    "common: common, 20 rows": "common: shows common, few rows",
+    "common: own, 20 rows": "common: shows unique, few rows",
     "compared: common": "compared: shows common", "compared: own": "compared: shows unique",
     "common: CCA with truth": "common: correlates with common", "common: CCA of two": "common: correlates",
     "compared: CCA of two": "compared: correlates",
@@ -32,6 +33,16 @@ DISTANCES = {
     f"{kind}: {column}": f"{kind}: {name}" for kind in ("unique", "common", "compared")
     for column, name in (("energy", "energy"), ("told apart", "told apart"), ("pairing", "pairing"))
 } | {"squared cosine": "cosine", "idle prototypes": "idle", "transport residual": "residual"}  # fmt: skip
+
+PANELS = {
+    "share of the common features' variance": {
+        "common factors": ("common: holds common", "C0"), "own factors": ("common: holds unique", "C1")},
+    "share of the unique features' variance": {
+        "common factors": ("unique: holds common", "C0"), "own factors": ("unique: holds unique", "C1")},
+    "energy distance of two modalities": {
+        "unique": ("unique: energy", "C2"), "common": ("common: energy", "C4"),
+        "common, perceptrons": ("compared: energy", "C3")},
+}  # fmt: skip
 
 
 def spread(values: Sequence[float], digits: int = 3, sign: str = "") -> str:
@@ -54,7 +65,10 @@ def tables(document: dict[str, Any]) -> str:
         "# Alignment where the truth is known", "",
         f"`benchmarks/alignment.py`, {timing.in_words(document['about'])}, seeds {seeds}, {counts}. Mean ± standard "
         "error over the seeds, each a data set and a model of its own.", "",
-        f"Settings that show the mechanism (chosen for that, see alignment_search.md): {document['chosen']}.", "",
+        f"*shipped*: the package's settings for this data set. *mechanism*: {document['chosen']}, chosen for showing "
+        "what the terms can do (alignment_search.md), not for a better model. *control*: the latter with three times "
+        "the batch, of which the homogeneity loss sees one third, the same samples for all modalities or other samples "
+        "for each.", "",
         "![Features with and without alignment](alignment.svg)", "",
         "## What the features hold", "",
         "Share of the features' variance that linear functions of the known factors explain. *compared*: the common "
@@ -69,8 +83,7 @@ def tables(document: dict[str, Any]) -> str:
         "R2 of ridge regression fitted on the validation split (or on 20 rows of it), and canonical correlations (the "
         "first two, of rows they were not fitted to) with the common factors, or of two modalities.", "",
     ]  # fmt: skip
-    raw = {f"common: {name}": f"{name}" for name in document["ceiling"][0]} | {
-        f"unique: {name}": f"{name}" for name in document["ceiling"][0]}
+    raw = {f"{kind}: {name}": name for name in document["ceiling"][0] for kind in ("common", "unique")}
     lines += _table(["", *PROBES], [
         ["raw inputs", *(spread([one[raw[name]] for one in document["ceiling"]]) if name in raw else ""
                          for name in PROBES.values())],
@@ -80,8 +93,8 @@ def tables(document: dict[str, Any]) -> str:
         "", "## How far the modalities are apart", "",
         "Energy coefficient (0 equal clouds, 1 far apart), accuracy of a linear classifier at telling the three "
         "modalities apart (chance 0.333), pairing (share of samples that are further away than a sample's own partner "
-        "in the other modality; chance 0.5): no figure depends on the features' scale. Then the mean squared cosine of "
-        "unique and common features, prototypes of 7 that hold less than one sample, and the plan's marginal error.", "",
+        "in the other modality; chance 0.5): no figure depends on the features' scale. Then the mean squared cosine "
+        "of unique and common features, prototypes that hold less than one sample, and the plan's marginal error.", "",
         *_table(["", *DISTANCES], [
             ["before training", *(spread(of(first, name, "before")) for name in DISTANCES.values())],
             *([_named(label), *(_small(of(rows, name)) for name in DISTANCES.values())]
@@ -113,7 +126,7 @@ def _differences(results: dict[str, list[dict[str, Any]]], names: dict[str, str]
     lines = []
     for label, rows in results.items():
         regime, row = label.split(": ", 1)
-        if row == REFERENCE:
+        if row == REFERENCE or f"{regime}: {REFERENCE}" not in results:
             continue
         base = results[f"{regime}: {REFERENCE}"]
         pairs = [(of(rows, name), of(base, name)) for name in names.values()]
@@ -128,7 +141,7 @@ def _small(values: Sequence[float]) -> str:
 
 def _named(label: str) -> str:
     regime, row = label.split(": ", 1)
-    return f"{REGIMES[regime]}: {row}"
+    return f"{REGIMES[regime]}, {row}"
 
 
 def _table(head: Sequence[str], body: Sequence[Sequence[str]]) -> list[str]:
@@ -136,8 +149,7 @@ def _table(head: Sequence[str], body: Sequence[Sequence[str]]) -> list[str]:
 
 
 def plot(document: dict[str, Any], path: Path) -> None:
-    """Above, samples of two modalities against each other; below, what fills the features, and how far apart they are.
-    """
+    """Above, the same samples in two modalities; below, what fills the features, how far apart the modalities are."""
     import matplotlib
 
     matplotlib.use("Agg")
@@ -146,43 +158,46 @@ def plot(document: dict[str, Any], path: Path) -> None:
     results = document["results"]
     path.parent.mkdir(parents=True, exist_ok=True)
     with matplotlib.rc_context({"svg.hashsalt": "alignment", "svg.fonttype": "none", "font.size": 9}):
-        figure, axes = pyplot.subplots(2, 3, figsize=(10, 7.2), layout="constrained")
-        chosen = results["chosen: all terms"]
-        for axis, (title, row, when) in zip(axes[0], (
-            ("before training", chosen, "before"), ("shipped settings, all terms", results["shipped: all terms"], "after"),
-            ("settings that show the mechanism", chosen, "after"),
-        ), strict=True):  # fmt: skip
-            colour, text, vision = np.array(row[0]["points"][when]).T
-            drawn = axis.scatter(text, vision, c=colour, s=9, cmap="viridis", linewidths=0)
-            axis.set_title(f"{title}\npairing {np.mean(of(row, 'compared: pairing', when)):.2f}", fontsize=9)
-            axis.set(xlabel="text, main direction", xticks=[], yticks=[])
-        axes[0, 0].set_ylabel("vision, same direction")
-        figure.colorbar(drawn, ax=axes[0, 2], label="first common factor")
-        _dots(axes[1, 0], results, {"common factors": ("common: holds common", "C0"),
-                                    "own factors": ("common: holds unique", "C1")}, "share of the common features' variance")
-        _dots(axes[1, 1], results, {"own factors": ("unique: holds unique", "C1"),
-                                    "common factors": ("unique: holds common", "C0")}, "share of the unique features' variance")
-        _dots(axes[1, 2], results, {"unique features": ("unique: energy", "C2"), "common features": ("common: energy", "C4"),
-                                    "after the perceptrons": ("compared: energy", "C3")}, "energy distance of the modalities")
+        figure, axes = pyplot.subplots(2, 3, figsize=(10, 8), layout="constrained", height_ratios=(1, 1.5))
+        shipped, chosen = results["shipped: all terms"], results["chosen: all terms"]
+        _clouds(figure, axes[0], {"before training": (shipped, "before"), "shipped, all terms": (shipped, "after"),
+                                  "mechanism, all terms": (chosen, "after")})
+        for axis, (title, series) in zip(axes[1], PANELS.items(), strict=True):
+            _dots(axis, results, series)
+            axis.set_xlabel(title)
         for axis in axes[1, 1:]:
             axis.set_yticklabels([])
         figure.savefig(path, metadata={"Date": None})
         pyplot.close(figure)
 
 
-def _dots(axis: Any, results: dict[str, Any], series: dict[str, tuple[str, str]], title: str) -> None:
-    """A line a row of the table, mean and standard error."""
+def _clouds(figure: Any, axes: Any, panels: dict[str, tuple[list[dict[str, Any]], str]]) -> None:
+    """Test samples of the first seed, text against vision, after the perceptrons; on the diagonal where both agree."""
+    for axis, (title, (rows, when)) in zip(axes, panels.items(), strict=True):
+        colour, text, vision = np.array(rows[0]["points"][when]).T
+        drawn = axis.scatter(text, vision, c=colour, s=9, cmap="viridis", linewidths=0, rasterized=True)
+        axis.set_title(f"{title}\npairing {np.mean(of(rows, 'compared: pairing', when)):.2f}", fontsize=9)
+        axis.set(xlabel="text, main direction", xticks=[], yticks=[])
+    axes[0].set_ylabel("vision, same direction")
+    figure.colorbar(drawn, ax=axes[-1], label="first common factor")
+
+
+def _dots(axis: Any, results: dict[str, Any], series: dict[str, tuple[str, str]]) -> None:
+    """A line a row of the table, mean and standard error; the regimes are parted by a rule."""
     first = next(iter(results.values()))
-    lines: list[tuple[str, Callable[[str], list[float]]]] = [("before training", lambda name: of(first, name, "before"))]
-    lines += [(label, lambda name, rows=rows: of(rows, name)) for label, rows in results.items()]
-    for label, (name, colour) in series.items():
-        values = [read(name) for _, read in lines]
+    labels = ["before training", *(label.replace("chosen: ", "mechanism: ") for label in results)]
+    for name, (measure, colour) in series.items():
+        values = [of(first, measure, "before"), *(of(rows, measure) for rows in results.values())]
         errors = [sem(one) if len(one) > 1 else 0.0 for one in values]
-        axis.errorbar([np.mean(one) for one in values], range(len(lines)), xerr=errors, fmt="o", color=colour,
-                      markersize=4, label=label)
-    axis.set_yticks(range(len(lines)), [label.replace("chosen: ", "mechanism: ") for label, _ in lines], fontsize=8)
+        means = [np.mean(one) for one in values]
+        axis.errorbar(means, range(len(values)), xerr=errors, fmt="o", color=colour, markersize=4, label=name)
+    regimes = [label.split(":")[0] for label in labels]
+    for row in range(1, len(labels)):
+        if regimes[row] != regimes[row - 1]:
+            axis.axhline(row - 0.5, color="0.7", linewidth=0.8)
+    axis.set_yticks(range(len(labels)), labels, fontsize=8)
     axis.invert_yaxis()
     axis.set_xlim(left=0)
-    axis.grid(alpha=0.3)
-    axis.set_xlabel(title)
-    axis.legend(fontsize=7, loc="upper center", bbox_to_anchor=(0.5, 1.12), ncols=3, frameon=False, handletextpad=0.1)
+    axis.grid(alpha=0.3, axis="x")
+    axis.legend(fontsize=8, loc="lower center", bbox_to_anchor=(0.5, 1.0), ncols=len(series), frameon=False,
+                handletextpad=0.1, columnspacing=0.8)

@@ -25,12 +25,12 @@ SHOWN = {"decoupling": "mean squared cosine between a sample's unique and common
          "semantic": "distance of the common features' moments",
          "mmd": "maximum mean discrepancy of the common features"}
 DIAGNOSED = {
-    "energy, unique": "energy distance of two modalities' unique features, mean over the pairs; 0: equal clouds, 1: far "
-                      "apart, whatever their scale",
+    "energy, unique": "energy distance of two modalities' unique features, mean over the pairs; 0: equal clouds, 1: "
+                      "far apart, whatever their scale",
     "energy, common": "likewise of the common features",
     "energy, compared": "likewise of the common features after the perceptrons, where moments and MMD are taken",
-    "pairing": "share of samples further away than a sample's own partner in the other modality, after the perceptrons; "
-               "1: always the nearest, 0.5: chance",
+    "pairing": "share of samples further away than a sample's own partner in the other modality, after the "
+               "perceptrons; 1: always the nearest, 0.5: chance",
     "idle prototypes": "prototypes with less than one sample, of the modality that has most of them",
     "marginal error": "largest L1 distance of the plan's marginals from the mixtures' shares",
 }
