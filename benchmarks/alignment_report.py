@@ -35,14 +35,15 @@ DISTANCES = {
 } | {"squared cosine": "cosine", "idle prototypes": "idle", "transport residual": "residual"}  # fmt: skip
 
 PANELS = {
-    "share of the common features' variance": {
-        "common factors": ("common: holds common", "C0"), "own factors": ("common: holds unique", "C1")},
-    "share of the unique features' variance": {
-        "common factors": ("unique: holds common", "C0"), "own factors": ("unique: holds unique", "C1")},
-    "energy distance of two modalities": {
-        "unique": ("unique: energy", "C2"), "common": ("common: energy", "C4"),
-        "common, perceptrons": ("compared: energy", "C3")},
+    "in common features,\nshare of variance": {
+        "common factors": "common: holds common", "modality's own": "common: holds unique"},
+    "in unique features,\nshare of variance": {
+        "common factors": "unique: holds common", "modality's own": "unique: holds unique"},
+    "energy distance of two\nmodalities, 0 to 1": {
+        "unique": "unique: energy", "common": "common: energy", "compared": "compared: energy"},
+    "pairing of compared\nfeatures, chance 0.5": {"compared": "compared: pairing"},
 }  # fmt: skip
+COLOURS = {"common factors": "C0", "modality's own": "C1", "unique": "C2", "common": "C4", "compared": "C3"}
 
 
 def spread(values: Sequence[float], digits: int = 3, sign: str = "") -> str:
@@ -68,7 +69,7 @@ def tables(document: dict[str, Any]) -> str:
         f"*shipped*: the package's settings for this data set. *mechanism*: {document['chosen']}, chosen for showing "
         "what the terms can do (alignment_search.md), not for a better model. *control*: the latter with three times "
         "the batch, of which the homogeneity loss sees one third, the same samples for all modalities or other samples "
-        "for each.", "",
+        f"for each ({len(results['control: a third for each'])} seeds).", "",
         "![Features with and without alignment](alignment.svg)", "",
         "## What the features hold", "",
         "Share of the features' variance that linear functions of the known factors explain. *compared*: the common "
@@ -158,46 +159,48 @@ def plot(document: dict[str, Any], path: Path) -> None:
     results = document["results"]
     path.parent.mkdir(parents=True, exist_ok=True)
     with matplotlib.rc_context({"svg.hashsalt": "alignment", "svg.fonttype": "none", "font.size": 9}):
-        figure, axes = pyplot.subplots(2, 3, figsize=(10, 8), layout="constrained", height_ratios=(1, 1.5))
+        figure = pyplot.figure(figsize=(11, 8.6), layout="constrained")
+        above, below = figure.subfigures(2, 1, height_ratios=(1, 1.45))
         shipped, chosen = results["shipped: all terms"], results["chosen: all terms"]
-        _clouds(figure, axes[0], {"before training": (shipped, "before"), "shipped, all terms": (shipped, "after"),
-                                  "mechanism, all terms": (chosen, "after")})
-        for axis, (title, series) in zip(axes[1], PANELS.items(), strict=True):
+        _clouds(above.subplots(1, 3), {"before training": (shipped, "before"), "shipped, all terms": (shipped, "after"),
+                                       "mechanism, all terms": (chosen, "after")})
+        axes = below.subplots(1, len(PANELS), sharey=True)
+        for axis, (title, series) in zip(axes, PANELS.items(), strict=True):
             _dots(axis, results, series)
             axis.set_xlabel(title)
-        for axis in axes[1, 1:]:
-            axis.set_yticklabels([])
+        axes[0].invert_yaxis()
+        for axis, limits in zip(axes, ((-0.02, 0.82), (-0.02, 0.82), (-0.03, 1.03), (0.45, 1.03)), strict=True):
+            axis.set_xlim(limits)
         figure.savefig(path, metadata={"Date": None})
         pyplot.close(figure)
 
 
-def _clouds(figure: Any, axes: Any, panels: dict[str, tuple[list[dict[str, Any]], str]]) -> None:
-    """Test samples of the first seed, text against vision, after the perceptrons; on the diagonal where both agree."""
+def _clouds(axes: Any, panels: dict[str, tuple[list[dict[str, Any]], str]]) -> None:
+    """Test samples of the first seed, text against vision, after the perceptrons; on the line where both agree."""
     for axis, (title, (rows, when)) in zip(axes, panels.items(), strict=True):
-        colour, text, vision = np.array(rows[0]["points"][when]).T
-        drawn = axis.scatter(text, vision, c=colour, s=9, cmap="viridis", linewidths=0, rasterized=True)
-        axis.set_title(f"{title}\npairing {np.mean(of(rows, 'compared: pairing', when)):.2f}", fontsize=9)
-        axis.set(xlabel="text, main direction", xticks=[], yticks=[])
-    axes[0].set_ylabel("vision, same direction")
-    figure.colorbar(drawn, ax=axes[-1], label="first common factor")
+        text, vision = np.array(rows[0]["points"][when]).T
+        ends = min(text.min(), vision.min()), max(text.max(), vision.max())
+        axis.plot(ends, ends, color="0.7", linewidth=0.8)
+        axis.scatter(text, vision, s=9, alpha=0.6, linewidths=0, color="C3")
+        axis.set_title(f"{title}: pairing {np.mean(of(rows, 'compared: pairing', when)):.2f}", fontsize=9)
+        axis.set(xlabel="text, compared features", xticks=[], yticks=[], box_aspect=1)
+    axes[0].set_ylabel("the same samples in vision")
 
 
-def _dots(axis: Any, results: dict[str, Any], series: dict[str, tuple[str, str]]) -> None:
+def _dots(axis: Any, results: dict[str, Any], series: dict[str, str]) -> None:
     """A line a row of the table, mean and standard error; the regimes are parted by a rule."""
     first = next(iter(results.values()))
-    labels = ["before training", *(label.replace("chosen: ", "mechanism: ") for label in results)]
-    for name, (measure, colour) in series.items():
+    labels = ["before training", *map(_named, results)]
+    for name, measure in series.items():
         values = [of(first, measure, "before"), *(of(rows, measure) for rows in results.values())]
         errors = [sem(one) if len(one) > 1 else 0.0 for one in values]
         means = [np.mean(one) for one in values]
-        axis.errorbar(means, range(len(values)), xerr=errors, fmt="o", color=colour, markersize=4, label=name)
-    regimes = [label.split(":")[0] for label in labels]
+        axis.errorbar(means, range(len(values)), xerr=errors, fmt="o", color=COLOURS[name], markersize=4, label=name)
+    regimes = [label.split(",")[0] for label in labels]
     for row in range(1, len(labels)):
         if regimes[row] != regimes[row - 1]:
             axis.axhline(row - 0.5, color="0.7", linewidth=0.8)
     axis.set_yticks(range(len(labels)), labels, fontsize=8)
-    axis.invert_yaxis()
-    axis.set_xlim(left=0)
     axis.grid(alpha=0.3, axis="x")
     axis.legend(fontsize=8, loc="lower center", bbox_to_anchor=(0.5, 1.0), ncols=len(series), frameon=False,
-                handletextpad=0.1, columnspacing=0.8)
+                handletextpad=0.0, columnspacing=0.5, borderpad=0)

@@ -37,13 +37,14 @@ def held(features: np.ndarray, factors: np.ndarray) -> float:
     """Share, in [0, 1], of the features' variance (N, d) that linear functions of the factors (N, k) explain.
 
     Other than `recovered` it asks what fills the features rather than what could be read off them. Adjusted for the
-    factors' number: about 0, perhaps a little below, for factors that the features have nothing of.
+    factors' number: about 0, perhaps a little below, for factors that the features have nothing of. Features without
+    variance hold nothing.
     """
     centred, known = features - features.mean(axis=0), factors - factors.mean(axis=0)
     rest = centred - known @ np.linalg.lstsq(known, centred, rcond=None)[0]
     left, all_of_it = float(np.square(rest).sum()), float(np.square(centred).sum())
     n, k = factors.shape
-    return 1 - left / max(all_of_it, _TINY) * (n - 1) / (n - 1 - k)
+    return 1 - left / all_of_it * (n - 1) / (n - 1 - k) if all_of_it > _TINY else 0.0
 
 
 def canonical_correlation(
