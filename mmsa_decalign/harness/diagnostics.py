@@ -44,7 +44,8 @@ def held(features: np.ndarray, factors: np.ndarray) -> float:
     rest = centred - known @ np.linalg.lstsq(known, centred, rcond=None)[0]
     left, all_of_it = float(np.square(rest).sum()), float(np.square(centred).sum())
     n, k = factors.shape
-    return 1 - left / all_of_it * (n - 1) / (n - 1 - k) if all_of_it > _TINY else 0.0
+    constant = all_of_it <= _TINY * float(np.square(features).sum())  # but for rounding
+    return 0.0 if constant else 1 - left / all_of_it * (n - 1) / (n - 1 - k)
 
 
 def canonical_correlation(

@@ -52,7 +52,9 @@ def test_what_is_held_is_a_share_of_variance() -> None:
     assert held(both * [2, 2, 1, 1], FACTORS) == pytest.approx(0.8, abs=0.02)  # 4 of 4 + 1
     assert held(both * [2, 2, 1, 1], OTHERS) == pytest.approx(0.2, abs=0.02)
     assert abs(held(NOISE, FACTORS)) < 0.01
-    assert held(np.ones((N, 3)), FACTORS[:N]) == 0.0
+    assert held(np.zeros((N, 3)), FACTORS[:N]) == 0.0
+    assert held(3 + 1e-7 * FACTORS, FACTORS) == 0.0  # single precision's rounding is nothing
+    assert held(3e-7 + 1e-7 * FACTORS, FACTORS) == pytest.approx(1.0)
 
 
 def test_what_is_held_is_adjusted_for_the_number_of_factors() -> None:
