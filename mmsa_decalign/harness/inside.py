@@ -10,7 +10,7 @@ import random
 import warnings
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -28,8 +28,9 @@ class State:
     unique, common: averages over valid steps (N, d) by modality; prototypes: means (K, d) of the mixture fitted to each
     modality's unique features, weights: its (K,) shares; plan: (K, ..., K), an axis a modality in the order of
     ``unique``; terms: the alignment terms on the split, "decoupling" being the mean squared cosine whatever the
-    objective takes; converged: whether the plan has its marginals. Without a second modality there are neither
-    prototypes nor a plan.
+    objective takes; converged: whether the plan has its marginals; marginal_error: the largest L1 distance to one;
+    compared: the common features (N, p) after the perceptrons, where moments and MMD are taken. Without a second
+    modality there are neither prototypes nor a plan.
     """
 
     unique: dict[str, np.ndarray]
@@ -39,6 +40,8 @@ class State:
     plan: np.ndarray | None
     terms: dict[str, float]
     converged: bool = True
+    marginal_error: float = 0.0
+    compared: dict[str, np.ndarray] = field(default_factory=dict)
 
 
 def look_inside(job: Job, seed: int, checkpoint: Path, sha256: str, split: str = "valid") -> dict[str, State]:
@@ -134,13 +137,14 @@ def _measured(model: Any, unique: dict[str, Any], common: dict[str, Any], cosine
             list(unique.values()), n_components=s.num_prototypes, reg=s.ot_reg, n_iter=s.gmm_em_iters,
             var_floor=s.gmm_var_floor, covariance=s.gmm_covariance, reduction=s.cost_reduction,
             mahalanobis=s.prototype_mahalanobis, solver=s.ot_solver, tol=s.ot_tol, max_iter=s.ot_max_iter)
-    homo = homo_loss([model.distribution[m](x) for m, x in common.items()], bandwidth=s.mmd_bandwidth)
+    compared = {m: model.distribution[m](x) for m, x in common.items()}
+    homo = homo_loss(list(compared.values()), bandwidth=s.mmd_bandwidth)
     terms |= {"transport": float(hetero.transport), "prototype": float(hetero.prototype),
               "semantic": float(homo.semantic), "mmd": float(homo.mmd)}
     mixtures = dict(zip(unique, hetero.mixtures, strict=True))
     return State(as_arrays(unique), as_arrays(common), as_arrays({m: one.means for m, one in mixtures.items()}),
                  as_arrays({m: one.weights for m, one in mixtures.items()}), hetero.result.plan.numpy(), terms,
-                 hetero.result.converged)
+                 hetero.result.converged, hetero.result.marginal_error, as_arrays(compared))
 
 
 def _arrays(tensors: Mapping[str, Any]) -> dict[str, np.ndarray]:

@@ -15,11 +15,13 @@ from mmsa_decalign.cli import main
 from mmsa_decalign.compare import plan as plans
 from mmsa_decalign.compare import table
 from mmsa_decalign.compare.report import page
+from mmsa_decalign.compare.report.inside import DIAGNOSED
 from mmsa_decalign.compare.store import Store
 from mmsa_decalign.compare.worker import do, job_of
 from mmsa_decalign.data.synthetic import write_synthetic
 from mmsa_decalign.harness import inside
 from mmsa_decalign.harness.datasets import load_features, make_splits
+from mmsa_decalign.harness.diagnostics import energy_distance, mean_over_pairs, retrieved
 from mmsa_decalign.trainer import DecAlignTrainer
 
 pytestmark = pytest.mark.slow
@@ -92,6 +94,10 @@ def test_after_is_what_the_model_itself_computes_in_training(trained: SimpleName
     for number, m in enumerate(("text", "audio", "vision")):
         np.testing.assert_allclose(after.common[m], features[:, 1, number], atol=1e-6)
         np.testing.assert_allclose(after.prototypes[m], terms.hetero_parts.mixtures[number].means, atol=1e-5)
+    spaces = {m: model.distribution[m](torch.as_tensor(after.common[m])) for m in after.common}
+    for m, values in spaces.items():
+        np.testing.assert_allclose(after.compared[m], values.detach(), atol=1e-6)
+    assert after.marginal_error == pytest.approx(float(terms.hetero_parts.result.marginal_error), abs=1e-6)
     np.testing.assert_allclose(after.plan, terms.hetero_parts.result.plan, atol=1e-6)
     assert after.terms == pytest.approx({
         "decoupling": float(terms.decoupling), "transport": float(terms.hetero_parts.transport),
@@ -130,7 +136,13 @@ def test_the_page_shows_the_inside(trained: SimpleNamespace) -> None:
     assert f"{terms[0]:.4f} before training, {terms[1]:.4f} in the checkpoint" in alt
     assert f"from {lines[0]:.4f} to {lines[-1]:.4f}" in alt
     (rows,) = [one for one in found.all("table") if one.text().startswith("Alignment terms")]
-    assert [row.all("th")[0].text() for row in rows.all("tbody")[0].all("tr")] == list(trained.found["after"].terms)
+    assert [row.all("th")[0].text() for row in rows.all("tbody")[0].all("tr")] == [
+        *trained.found["after"].terms, *DIAGNOSED]
+    after = {row.all("th")[0].text(): row.all("td")[1].text() for row in rows.all("tbody")[0].all("tr")}
+    clouds = trained.found["after"].compared.values()
+    assert after["energy, compared"] == f"{mean_over_pairs(energy_distance, clouds):.4f}"
+    assert after["pairing"] == f"{mean_over_pairs(retrieved, clouds):.4f}"
+    assert float(after["marginal error"]) == pytest.approx(trained.found["after"].marginal_error, abs=1e-4)
     plan = next(content for alt, content in pictures(found).items() if alt.startswith("Transport plan"))
     marginal = trained.found["after"].plan.sum(axis=2)
     assert f">{100 * marginal.max():.0f}</text>" in plan

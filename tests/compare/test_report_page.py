@@ -379,14 +379,6 @@ def test_the_plane_is_that_of_principal_components() -> None:
     assert shares.tolist() == [0, 0]
 
 
-def test_distance_of_clouds_is_in_units_of_their_spread() -> None:
-    cloud = np.array([[1.0, 0.0], [-1.0, 0.0]])  # total variance 1
-    assert inside.separation(cloud, cloud + [0.0, 3.0]) == pytest.approx(3.0)
-    assert inside.separation(10 * cloud, 10 * cloud + [0.0, 30.0]) == pytest.approx(3.0)
-    assert inside.separation(cloud, cloud) == 0.0
-    assert inside.separation(cloud, 2 * cloud + [0.0, 1.0]) == pytest.approx(1 / np.sqrt(2.5))
-
-
 def test_dependence_of_a_plan_is_zero_for_a_product_and_one_for_a_matching() -> None:
     assert inside._dependence(np.outer([0.2, 0.8], [0.5, 0.3, 0.2])) == pytest.approx(0.0, abs=1e-12)
     assert inside._dependence(np.diag([0.2, 0.5, 0.3])) == pytest.approx(1.0)

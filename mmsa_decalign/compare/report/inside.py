@@ -12,6 +12,7 @@ from typing import Any
 
 import numpy as np
 
+from ...harness.diagnostics import energy_distance, idle, mean_over_pairs, retrieved, separation
 from ...harness.inside import State
 from . import svg
 from .pictures import heatmap
@@ -23,6 +24,16 @@ SHOWN = {"decoupling": "mean squared cosine between a sample's unique and common
          "prototype": "squared distance of samples to the other modalities' prototypes",
          "semantic": "distance of the common features' moments",
          "mmd": "maximum mean discrepancy of the common features"}
+DIAGNOSED = {
+    "energy, unique": "energy distance of two modalities' unique features, mean over the pairs; 0: equal clouds, 1: "
+                      "far apart, whatever their scale",
+    "energy, common": "likewise of the common features",
+    "energy, compared": "likewise of the common features after the perceptrons, where moments and MMD are taken",
+    "pairing": "share of samples further away than a sample's own partner in the other modality, after the "
+               "perceptrons; 1: always the nearest, 0.5: chance",
+    "idle prototypes": "prototypes with less than one sample, of the modality that has most of them",
+    "marginal error": "largest L1 distance of the plan's marginals from the mixtures' shares",
+}
 _WHEN = {"before": "before training", "after": "after training"}
 
 
@@ -125,13 +136,6 @@ def _plane(rows: np.ndarray) -> tuple[np.ndarray, np.ndarray, Any]:
     return place(rows), power[:2] / (power.sum() or 1.0), place
 
 
-def separation(a: np.ndarray, b: np.ndarray) -> float:
-    """|mean a - mean b| over the root of the mean of the two total variances: distance of two clouds in units of their
-    spread. Rows (N, d)."""
-    spread = np.sqrt((a.var(axis=0).sum() + b.var(axis=0).sum()) / 2)
-    return float(np.linalg.norm(a.mean(axis=0) - b.mean(axis=0)) / max(float(spread), 1e-12))
-
-
 def distances(label: str, states: Mapping[str, State]) -> Picture | None:
     """How far the modalities are from each other, before and after training."""
     names = list(states["after"].unique)
@@ -194,7 +198,18 @@ def decoupling(label: str, states: Mapping[str, State], records: Sequence[Mappin
 
 
 def terms(states: Mapping[str, State]) -> list[dict[str, Any]]:
-    """The alignment terms of the two states, for a small table."""
-    return [{"name": name, "meaning": meaning, "before": states["before"].terms[name],
-             "after": states["after"].terms[name]}
-            for name, meaning in SHOWN.items() if name in states["before"].terms]
+    """The alignment terms of the two states, and what diagnoses them, for a small table."""
+    values = {when: {**state.terms, **_diagnosed(state)} for when, state in states.items()}
+    return [{"name": name, "meaning": meaning, "before": values["before"][name], "after": values["after"][name]}
+            for name, meaning in (SHOWN | DIAGNOSED).items() if name in values["before"]]
+
+
+def _diagnosed(state: State) -> dict[str, float]:
+    if len(state.unique) < 2:
+        return {}
+    samples = len(next(iter(state.unique.values())))
+    found = {f"energy, {kind}": mean_over_pairs(energy_distance, getattr(state, kind).values())
+             for kind in ("unique", "common", "compared")}
+    return {**found, "pairing": mean_over_pairs(retrieved, state.compared.values()),
+            "idle prototypes": max(idle(weights, samples) for weights in state.weights.values()),
+            "marginal error": state.marginal_error}
