@@ -6,7 +6,7 @@ For each settings in ROWS and each modality two things are compared, seed by see
 complete samples and tested with the modality absent from every one, and the model trained without that modality
 (`--set modalities=...`). The checkpoint is chosen on validation with complete samples (or without the modality, for the
 second), the test split read afterwards. `--search` compares rates of modality dropout instead, by cross-validation over
-the videos that no fold tests on (see utterance_search.py), so that none is chosen by a test split.
+the videos that no fold tests on (see choices.py), so that none is chosen by a test split.
 """
 
 from __future__ import annotations
@@ -19,8 +19,8 @@ from typing import Any
 
 import numpy as np
 import timing
+from choices import rounds
 from scipy.stats import sem
-from utterance_search import rounds
 
 from mmsa_decalign.harness import robust, runner
 

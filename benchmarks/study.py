@@ -1,27 +1,29 @@
 """What each part of DecAlign and each choice of its MOSI settings brings on CMU-MOSI folds: ablation, baselines, table.
 
-    python benchmarks/study.py --vectors FOLD.pkl ... --tokens FOLD.safetensors ... [--seeds 3] [-j 2] [--out DIR]
+    python benchmarks/study.py --vectors FOLD.pkl ... --tokens FOLD.safetensors ... [--seeds 3] [--out DIR]
 
 Vectors are files of one feature vector an utterance and modality, trained with `-c utterance`; tokens are the same
 folds after `mmsa data embed FOLD.pkl --encoder NAME_OR_DIR`, trained with the MOSI settings. Every row goes through
 `mmsa compare`: checkpoint by validation, test read once, intervals and verdicts of its table. Nothing here chooses a
-setting: that is done on other videos (utterance_search.py). Finished runs are kept in the store: a second call goes on.
+setting: that is done on other videos (choices.py). Finished runs are kept in the store: a second call goes on.
 """
 
 from __future__ import annotations
 
 import argparse
 import tempfile
+import time
+import uuid
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from mosi31 import ridge
+from rich.progress import track
 from timing import in_words, store, surroundings
 
-from mmsa_decalign.compare import ablate, grid, plan, table
-from mmsa_decalign.compare.display import Display
+from mmsa_decalign.compare import ablate, plan, table, worker
 from mmsa_decalign.compare.store import Store
 from mmsa_decalign.harness.progress import stderr_console
 
@@ -46,13 +48,17 @@ METRICS = (("Non0_acc_2", 100, 1), ("MAE", 1, 3))
 
 def rows_of(kind: str) -> dict[str, dict[str, Any]]:
     """DecAlign's rows by label: whole, without each part, without each choice that the settings of the kind make."""
-    found = dict(ablate.ablation("mosi", config=KINDS[kind]).rows)
+    return dict(ablate.ablation("mosi", config=KINDS[kind]).rows) | choices_of(kind)
+
+
+def choices_of(kind: str) -> dict[str, dict[str, Any]]:
+    """Those of CHOICES that change anything of the settings for a kind of features."""
     own = "that path from zero" if kind == "vectors" else "that path from ridge"
     useless = {own} | ({"no masks"} if kind == "vectors" else set())  # one step has no padding
-    return found | {label: change for label, change in CHOICES.items() if label not in useless}
+    return {label: change for label, change in CHOICES.items() if label not in useless}
 
 
-def measure(kind: str, files: list[Path], seeds: list[int], runs: Path, jobs: int) -> dict[str, Any]:
+def measure(kind: str, files: list[Path], seeds: list[int], runs: Path) -> dict[str, Any]:
     """The table of `mmsa compare` over the folds of a kind, and ridge regression on the text alone."""
     rows = rows_of(kind)
     config = KINDS[kind]
@@ -63,10 +69,21 @@ def measure(kind: str, files: list[Path], seeds: list[int], runs: Path, jobs: in
         overrides={label: change for label, change in rows.items() if change}, reference=ablate.FULL, seeds=seeds,
         device="cpu",
     )  # fmt: skip
-    results, console, cells = Store(runs), stderr_console(), plan.unique(made.cells)
-    with Display(console, cells, results, jobs).live() as display:
-        grid.run(cells, results, display, workers=jobs, device="cpu")
+    results, cells = Store(runs), plan.unique(made.cells)
+    results.add(cell.entry() for cell in cells)
+    for cell in track(cells, kind, console=stderr_console()):
+        do(cell.key, results)
     return {**table.make_table(made, results), "ridge, text": [ridge(path, ("text",)) for path in files]}
+
+
+def do(key: str, results: Store) -> None:
+    """One run unless it is finished; in this process, since most of a run that short is the start of another."""
+    state = results.states([key])[key]
+    if not state.run:
+        token, began = uuid.uuid4().hex, time.perf_counter()
+        results.claim(key, token, state.attempts)
+        record, samples = worker.do(results.spec(key), results.folder(key), "cpu")
+        results.finish(key, token, record, samples, time.perf_counter() - began)
 
 
 def markdown(document: Mapping[str, Any]) -> str:
@@ -110,7 +127,6 @@ def main() -> None:
     for kind in KINDS:
         parser.add_argument(f"--{kind}", type=Path, nargs="*", default=[], metavar="FILE")
     parser.add_argument("--seeds", type=int, default=3, help="how many, from 1111 on")
-    parser.add_argument("-j", "--jobs", type=int, default=1)
     parser.add_argument("--store", type=Path, default=None, help="results store (default: a new one)")
     parser.add_argument("--out", type=Path, default=Path("benchmarks/results"))
     arguments = parser.parse_args()
@@ -120,7 +136,7 @@ def main() -> None:
         runs = arguments.store or Path(folder) / "study.sqlite"
         for kind in KINDS:
             if files := getattr(arguments, kind):
-                document = measure(kind, files, seeds, runs, arguments.jobs)
+                document = measure(kind, files, seeds, runs)
                 text = (f"{in_words(about)}, seeds {seeds}, test splits\n\nMean ± deviation over the seeds; Acc-2 in "
                         f"per cent\n\n{markdown(document)}\n\n{standing(document)}\n")
                 store(arguments.out, f"study_{kind}", text, {"about": about, "table": document})

@@ -1,6 +1,9 @@
-"""How `configs/utterance.json` compares with its neighbours and with baselines, by cross-validation.
+"""What each choice of DecAlign's MOSI settings does, beside baselines, by cross-validation on videos of no test split.
 
-    python benchmarks/utterance_search.py FOLD.pkl [FOLD.pkl ...] --out benchmarks/results
+    python benchmarks/choices.py vectors FOLD.pkl [FOLD.pkl ...] --out benchmarks/results
+    python benchmarks/choices.py tokens FOLD.safetensors [FOLD.safetensors ...]
+
+Vectors and tokens are those of study.py, which measures the same choices on the test splits.
 
 The folds are cut from the same videos, so one fold's test videos lie in another's training split: only videos that are
 in no fold's test split take part. They are dealt into five groups, several times; in each of a deal's five rounds three
@@ -16,7 +19,6 @@ baseline that leads on two can trail on the next two. A row that was picked for 
 from __future__ import annotations
 
 import argparse
-import datetime
 import pickle
 import tempfile
 from collections.abc import Iterator, Sequence
@@ -24,34 +26,37 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import timing
 from mosi31 import ridge
 from scipy.stats import sem
 from sklearn.model_selection import GroupKFold
+from study import KINDS, choices_of
 
 from mmsa_decalign.data.reading import read_features
 from mmsa_decalign.harness import runner
 
 KEYS = ("text", "audio", "vision")
 METRICS = ("MAE", "Non0_acc_2", "Corr")
-ROWS: tuple[tuple[str, str, str | None, dict[str, Any]], ...] = (  # label, model, shipped configuration, change
-    ("utterance settings", "decalign", "utterance", {}),
-    ("no activation, linear head", "decalign", "utterance", {"projection_activation": "none", "head_width": None}),
-    ("linear head", "decalign", "utterance", {"head_width": None}),
-    ("task_loss=l1", "decalign", "utterance", {"task_loss": "l1"}),
-    ("text_dropout=0", "decalign", "utterance", {"text_dropout": 0.0}),
-    ("weight_decay=0.005", "decalign", "utterance", {"weight_decay": 0.005}),
-    ("no dropout of audio and vision", "decalign", "utterance", {"audio_dropout": 0.0, "vision_dropout": 0.0}),
-    ("without alignment", "decalign", "utterance",
-     {"alpha": 0.0, "beta": 0.0, "dec_loss_weight": 0.0, "ct_weight": 0.0}),
-    ("without cross-modal attention", "decalign", "utterance", {"use_cross_modal_attention": False}),
-    ("text alone", "decalign", "utterance", {"modalities": ["text"]}),
-    ("MOSI settings", "decalign", None, {}),
-    ("lf_dnn", "lf_dnn", None, {}),
-    ("lmf", "lmf", None, {}),
-    ("mfm", "mfm", None, {}),
-    ("ridge, text", "ridge", None, {"modalities": ("text",)}),
-    ("ridge, all three", "ridge", None, {"modalities": KEYS}),
-)
+Row = tuple[str, str, str | None, dict[str, Any]]  # label, model, shipped configuration, change
+
+
+def rows_of(kind: str) -> list[Row]:
+    """The shipped settings for a kind of features first, then what each line of the table changes of them."""
+    config = KINDS[kind]
+    changes = {label: change for label, change in choices_of(kind).items()} | {
+        "learning rate doubled": {"learning_rate": 0.001},
+        "no alignment": {"alpha": 0.0, "beta": 0.0, "dec_loss_weight": 0.0},
+        "no cross-modal attention": {"use_cross_modal_attention": False},
+        "text alone": {"modalities": ["text"]},
+    }
+    return [
+        ("shipped settings", "decalign", config, {}),
+        *((label, "decalign", config, change) for label, change in changes.items()),
+        ("settings of the release", "decalign", "release", {}),
+        ("lf_dnn", "lf_dnn", None, {}), ("lmf", "lmf", None, {}), ("mfm", "mfm", None, {}),
+        ("ridge, text", "ridge", None, {"modalities": ("text",)}),
+        ("ridge, all three", "ridge", None, {"modalities": KEYS}),
+    ]  # fmt: skip
 
 
 def rounds(folds: list[Path], folder: Path, deals: Sequence[int]) -> Iterator[Path]:
@@ -88,7 +93,7 @@ def video(sample: str) -> str:
     return sample.split("$_$")[0]
 
 
-def score(file: Path, row: tuple[str, str, str | None, dict[str, Any]], seeds: list[int], scratch: str) -> np.ndarray:
+def score(file: Path, row: Row, seeds: list[int], scratch: str) -> np.ndarray:
     """METRICS of one row of the table on the scored group of one round, mean over the seeds (ridge has none)."""
     _, model, config, change = row
     if model == "ridge":
@@ -116,24 +121,31 @@ def line(label: str, figures: np.ndarray, first: np.ndarray) -> str:
 def main() -> None:
     """Measure every row on every round, print and store the table."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("kind", choices=KINDS)
     parser.add_argument("folds", nargs="+", type=Path)
+    parser.add_argument("--rows", nargs="+", default=None, metavar="LABEL", help="only these, and the shipped settings")
     parser.add_argument("--seeds", type=int, nargs="+", default=[1111, 2000])
-    parser.add_argument("--deals", type=int, nargs="+", default=[0, 1, 2, 3, 4, 5], help="random states of the deals")
+    parser.add_argument("--deals", type=int, nargs="+", default=[0, 1, 2], help="random states of the deals")
     parser.add_argument("--out", type=Path, default=Path("benchmarks/results"))
     arguments = parser.parse_args()
-    lines = [f"{datetime.date.today()}, videos that no fold tests on, deals {arguments.deals} of 5 rounds, "
-             f"seeds {arguments.seeds}", "",
+    about = timing.surroundings()
+    lines = [f"{timing.in_words(about)}, {arguments.kind}, videos that no fold tests on, deals {arguments.deals} of 5 "
+             f"rounds, seeds {arguments.seeds}", "",
              "| settings | MAE | difference | Non0_acc_2 | difference | Corr |", "| --- |" + " --- |" * 5]
-    first = None
+    first, found = None, {}
     with tempfile.TemporaryDirectory() as scratch:
         files = list(rounds(arguments.folds, Path(scratch), arguments.deals))
-        for row in ROWS:
+        for row in rows_of(arguments.kind):
+            if arguments.rows and first is not None and row[0] not in arguments.rows:
+                continue
             figures = np.array([score(file, row, arguments.seeds, scratch) for file in files])
             first = figures if first is None else first
+            found[row[0]] = figures.tolist()
             lines.append(line(row[0], figures, first))
             print(lines[-1], flush=True)
-    arguments.out.mkdir(parents=True, exist_ok=True)
-    (arguments.out / "utterance_search.md").write_text("\n".join(lines) + "\n", encoding="utf-8")
+    about |= {"deals": arguments.deals, "seeds": arguments.seeds}
+    document = {"about": about, "metrics": METRICS, "rounds": found}
+    timing.store(arguments.out, f"choices_{arguments.kind}", "\n".join(lines) + "\n", document)
 
 
 if __name__ == "__main__":
