@@ -28,7 +28,7 @@ LAYERS = (
     {"errors", "ops", "reference", "configs"},
     {"settings", "data", "verify"},
     {"masking", "presence", "standardise", "encoder", "kernels", "fusion", "objective", "model", "release"},
-    {"trainer"},
+    {"training_state", "trainer"},
     {"harness"},
     {"compare"},
     {"tune"},
