@@ -99,8 +99,8 @@ class DecAlignTrainer:
     def state(self) -> dict[str, Any]:
         """All that the rest of the training depends on, between two batches or two epochs.
 
-        `torch.save` writes it and `torch.load(weights_only=True)` reads it. It shares its tensors with the training, and
-        the checkpoint at `model_save_path` belongs to it: keep that, too.
+        `torch.save` writes it and `torch.load(weights_only=True)` reads it. It shares its tensors with the training.
+        The checkpoint at `model_save_path` belongs to it: keep that, too.
         """
         training = self._training
         if training is None:

@@ -1,9 +1,9 @@
 """What a training is in the middle of, so that it can go on in another process with the very same numbers.
 
 Model, optimiser, learning rate schedule, account of the epochs, and the random states: Python's, NumPy's and torch's
-global ones, those of the GPUs where they are in use, and the generators that draw the order of the batches. All of it is
-a dictionary that ``torch.save`` writes and ``torch.load(weights_only=True)`` reads. How a step is done is in trainer.py,
-where a state is kept is the harness's business.
+global ones, those of the GPUs where they are in use, and the generators that draw the order of the batches. It is all
+one dictionary that ``torch.save`` writes and ``torch.load(weights_only=True)`` reads. How a step is done is in
+trainer.py; where a state is kept is the harness's business.
 """
 
 from __future__ import annotations

@@ -54,8 +54,8 @@ def add(parser: argparse.ArgumentParser) -> None:
     ours.add_argument("--missing-train", default=None, metavar="RATES",
                       help="the same for what training sees: the training and the validation split")
     ours.add_argument("--resume", action="store_true",
-                      help="go on with the same command that something ended: finished seeds are not done again, an "
-                           "unfinished one goes on after its last complete epoch, or the batch that a signal found it at")
+                      help="go on where the same command was ended: finished seeds are not done again, an unfinished "
+                           "one goes on after its last epoch, or the batch that a signal found it at")
     ours.add_argument("--tensorboard", default=None, metavar="DIR",
                       help="event files of every training: losses and validation metrics by epoch (extra: tensorboard)")
     add_common(ours, default=False)

@@ -44,7 +44,7 @@ def tune(options: Mapping[str, Any], trials: int, *, storage: str | Path | None 
     processes that share the CPUs, or the GPUs.
 
     A trial that fails is kept with its error. Raises InputError where there is nothing to tune, RunError when the
-    workers keep crashing, Interrupted on Ctrl-C and SIGTERM; what is finished stays, and what was running is tried again.
+    workers keep crashing, Interrupted by a signal; what is finished stays, and what was running is tried again.
     """
     job = prepare(**{**options, "tuning": True})
     search, features = _prepare(job, trials, storage, prune)
