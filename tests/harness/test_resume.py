@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import logging
 import os
 import signal
 import time
@@ -26,7 +25,8 @@ SMALL = {"d_model": 8, "num_heads": 2, "nlevels": 1, "num_prototypes": 2, "num_e
          "learning_rate": 0.02, "scheduler_patience": 0}
 PLANS: dict[str, dict[str, Any]] = {
     "plain": {},
-    "absent": {"overrides": {"modality_dropout": [0.3, 0.4, 0.4]}, "missing_train": "vision=0.5,audio=0.3", "missing": "text=0.5"},
+    "absent": {"overrides": {"modality_dropout": [0.3, 0.4, 0.4]}, "missing_train": "vision=0.5,audio=0.3",
+               "missing": "text=0.5"},
 }
 
 
@@ -120,8 +120,8 @@ def test_a_run_that_is_ended_again_and_again_has_the_numbers_of_a_calm_one(
             runs(resume=start > 0, num_workers=workers)
         if how is not None:
             assert stop.value.exit_code == code
-            assert "0 of 1 seeds finished\nThe same command with --resume does the rest; seed 7 goes on in epoch" in str(
-                stop.value)
+            assert "0 of 1 seeds finished\nThe same command with --resume does the rest; seed 7 goes on in epoch" in (
+                str(stop.value))
         assert [path for path in runs.models() if not path.name.startswith("decalign-synthetic-7-")] == []
         assert {path.suffix for path in runs.models()} <= {".state", ".before"}
     ended(0)
