@@ -31,7 +31,7 @@ from .metrics import direction, metric_rules, why_no_number
 from .records import SCHEMA_VERSION, plain
 from .resume import Kept
 from .samples import Listener, Samples
-from .storage import not_written, writing
+from .storage import not_written, refused, writing
 from .watch import EnoughEpochs, EpochWatch, GivenUp, SealedLoader, TrainLoader, is_number
 
 MAX_EPOCHS = 500  # where the settings name no max_epochs; MMSA's trainers stop early or never
@@ -123,6 +123,8 @@ def train_and_test(
                     if events is not None:
                         events.catch_up(account_of())
             if not checkpoint.exists():
+                if watch.best_epoch():
+                    raise refused("checkpoint", checkpoint, "it was there, and has vanished")
                 raise RunError(f"no checkpoint was written in {len(watch.epochs)} epochs: validation {metric} was "
                                f"never a number that improved; {_remedy(metric)}")
             with _failures_named(checkpoint):

@@ -9,6 +9,7 @@ import multiprocessing
 import os
 import subprocess
 import sys
+from contextlib import redirect_stdout
 from multiprocessing import forkserver
 from pathlib import Path
 from typing import Any
@@ -21,7 +22,6 @@ from mmsa_decalign import trainer  # noqa: F401
 from mmsa_decalign.compare import grid, worker
 from mmsa_decalign.compare.plan import Cell, key_of
 from mmsa_decalign.compare.store import Store
-from mmsa_decalign.errors import Interrupted
 from mmsa_decalign.harness import encoders, registry, runner, training  # noqa: F401
 
 CONTEXT = multiprocessing.get_context("forkserver")
@@ -82,21 +82,19 @@ def _worker(arguments: list[str], stdin: Any, output: str, env: dict[str, str]) 
     os.setsid()
     os.environ.update(env)
     os.dup2(stdin.fileno(), 0)
-    sys.stdin = open(0, closefd=False)
     log = os.open(output, os.O_WRONLY | os.O_APPEND)
     os.dup2(log, 1), os.dup2(log, 2)
-    sys.stdout, sys.stderr = open(1, "w", closefd=False), open(2, "w", closefd=False)
     worker.do = do
-    sys.exit(worker.main(arguments))
+    with open(0, closefd=False) as sys.stdin, open(1, "w", closefd=False) as sys.stdout, \
+            open(2, "w", closefd=False) as sys.stderr:
+        sys.exit(worker.main(arguments))
 
 
 def parent(store: str, specs: list[dict[str, Any]], started: Path, done: Any) -> None:
     """A grid of these cells; says through ``done`` how many were found, done now and failed."""
     Forked.started = started
+    forkserver._forkserver.ensure_running = lambda: None  # it does, but is no child of this process
     grid.subprocess = type("Forking", (), {"Popen": Forked, "PIPE": None, "TimeoutExpired": subprocess.TimeoutExpired})
-    sys.stdout = open(os.devnull, "w")
-    try:
+    with open(os.devnull, "w") as nowhere, redirect_stdout(nowhere):
         outcome = grid.run([cell_of(spec) for spec in specs], Store(store), Silent(), workers=2, device="cpu")
-    except Interrupted as stop:
-        sys.exit(stop.exit_code)
     done.send((len(outcome.found), len(outcome.done), len(outcome.failed)))

@@ -6,13 +6,13 @@ from __future__ import annotations
 import os
 import signal
 import threading
+from collections.abc import Callable
 
 import pytest
 
 from mmsa_decalign.errors import Interrupted
 from mmsa_decalign.harness import interrupts
 from mmsa_decalign.harness.interrupts import held, remembered
-
 
 NUMBERS = [signal.SIGINT, signal.SIGTERM]
 
@@ -36,13 +36,17 @@ def test_a_signal_that_is_swallowed_comes_back(number: int) -> None:
 @pytest.mark.parametrize("number", NUMBERS)
 def test_a_signal_waits_where_it_is_held_and_a_second_one_does_not(
         number: int, capfd: pytest.CaptureFixture[str]) -> None:
-    with remembered() as check:
-        with pytest.raises(Interrupted) as stop, held("finishing the batch"):
+    def work(check: Callable[[], None]) -> None:
+        with held("finishing the batch"):
             os.kill(os.getpid(), number)
             assert "mmsa: finishing the batch; a second signal ends at once" in capfd.readouterr().err
             with pytest.raises(Interrupted) as checked:
                 check()
             assert checked.value.orderly
+
+    with remembered() as check:
+        with pytest.raises(Interrupted) as stop:
+            work(check)
         assert stop.value.orderly, "at the latest at the end of the block"
     with remembered(), held("finishing the batch"):
         os.kill(os.getpid(), signal.SIGINT)
