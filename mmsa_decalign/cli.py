@@ -30,6 +30,7 @@ examples:
   mmsa -m lf_dnn -d mosi --feature-file mosi.pkl -s 1111 -s 1112
   mmsa -m decalign -d mosi -c utterance --set learning_rate=0.001 --set num_epochs=30
   mmsa -m decalign -d mosi --pretrained ./bert --device cuda:0
+  mmsa -m decalign -d mosi --resume                   go on with what a signal, a crash or a full disk ended
   mmsa -m lmf -d synthetic --json > result.json       one JSON document on standard output
   mmsa compare -m decalign -m lf_dnn -d mosi -s 1,2,3  which is better, by how much, and is it more than chance
   mmsa ablate -d mosi -s 1,2,3                        DecAlign without this and without that, in one table

@@ -26,8 +26,8 @@ from mmsa_decalign.compare.plan import make_plan
 from mmsa_decalign.compare.store import Store
 from mmsa_decalign.data.synthetic import write_synthetic
 
-KILLS = 100
-STUBS, EPOCHS = 40, 20
+KILLS = 50
+STUBS, EPOCHS = 24, 12
 SMALL = {"d_model": 8, "num_heads": 2, "nlevels": 1, "num_prototypes": 2, "num_epochs": EPOCHS, "early_stop": EPOCHS,
          "batch_size": 16}
 
@@ -38,7 +38,7 @@ def specs(folder: Path) -> list[dict[str, Any]]:
     plan = make_plan(["decalign"], [f"synthetic={tiny}"], seeds=[1, 2], overrides={None: SMALL}, with_sanity=False)
     real = [json.loads(json.dumps(dataclasses.asdict(cell)["spec"])) for cell in plan.cells]
     made_up = [{"kind": "model", "model": "stub", "dataset": "mosi", "seed": number,
-                "settings": {"log": str(folder / "log"), "seconds": 0.02 * (number % 10)}} for number in range(STUBS)]
+                "settings": {"log": str(folder / "log"), "seconds": 0.02 * (number % 5)}} for number in range(STUBS)]
     return real + made_up
 
 
@@ -80,7 +80,7 @@ class Killer:
             parent, _ = self.grid()
             while parent.is_alive() and not self.running():  # the server may still be importing
                 time.sleep(0.005)
-            end = time.monotonic() + self.rng.uniform(0.5, 6)
+            end = time.monotonic() + self.rng.uniform(0.2, 4)
             while parent.is_alive() and self.killed.total() < KILLS and time.monotonic() < end:
                 self.look()
                 time.sleep(0.005)
@@ -99,13 +99,13 @@ class Killer:
         now, running = time.monotonic(), self.running()
         for pid in running:
             if pid not in self.due:  # some live
-                self.due[pid] = now + (self.rng.uniform(0, 0.6) if self.rng.random() < 0.5 else 1e9)
+                self.due[pid] = now + (self.rng.uniform(0, 0.3) if self.rng.random() < 0.7 else 1e9)
             if now > self.due[pid]:
                 self.kill(pid, "workers")
         for path in self.store.parent.glob("*.files/cells/*/*.state"):
             with suppress(OSError):
                 inode = path.stat().st_ino
-                if self.states.setdefault(path, inode) != inode and self.rng.random() < 0.2:
+                if self.states.setdefault(path, inode) != inode and self.rng.random() < 0.3:
                     time.sleep(self.rng.uniform(0, 0.05))
                     for pid in [pid for pid, key in running.items() if key == path.parent.name]:
                         self.kill(pid, "workers in training")
