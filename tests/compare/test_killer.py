@@ -27,7 +27,7 @@ from mmsa_decalign.compare.store import Store
 from mmsa_decalign.data.synthetic import write_synthetic
 
 KILLS = 50
-STUBS, EPOCHS = 24, 12
+STUBS, EPOCHS = 36, 12
 SMALL = {"d_model": 8, "num_heads": 2, "nlevels": 1, "num_prototypes": 2, "num_epochs": EPOCHS, "early_stop": EPOCHS,
          "batch_size": 16}
 
@@ -99,7 +99,7 @@ class Killer:
         now, running = time.monotonic(), self.running()
         for pid in running:
             if pid not in self.due:  # some live
-                self.due[pid] = now + (self.rng.uniform(0, 0.3) if self.rng.random() < 0.7 else 1e9)
+                self.due[pid] = now + (self.rng.uniform(0, 0.25) if self.rng.random() < 0.85 else 1e9)
             if now > self.due[pid]:
                 self.kill(pid, "workers")
         for path in self.store.parent.glob("*.files/cells/*/*.state"):
