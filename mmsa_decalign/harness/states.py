@@ -68,11 +68,10 @@ class StateFile:
                 file.write(json.dumps(head).encode() + b"\n")
                 file.write(content)
                 file.flush()
-                os.fsync(file.fileno())
+                os.fsync(file.fileno())  # before it has the name: a power cut then leaves this one or the one before
             with suppress(FileNotFoundError):
                 os.replace(self.path, self.before)
             os.replace(self._new, self.path)
-            _bring_to_disk(self.path.parent)
         except OSError as error:
             with suppress(OSError):
                 self._new.unlink(missing_ok=True)
@@ -118,13 +117,3 @@ def read_state(path: Path) -> dict[str, Any]:
         return torch.load(io.BytesIO(content), map_location="cpu", weights_only=True)
     except Exception as error:  # whole, and yet not ours: torch has an error of its own for every kind
         raise Damaged(f"{type(error).__name__} in torch.load") from error
-
-
-def _bring_to_disk(folder: Path) -> None:
-    """The names in a folder, so that a power cut does not undo a rename. Not every system can."""
-    with suppress(OSError):
-        descriptor = os.open(folder, os.O_RDONLY)
-        try:
-            os.fsync(descriptor)
-        finally:
-            os.close(descriptor)

@@ -123,8 +123,8 @@ def train_and_test(
                     if events is not None:
                         events.catch_up(account_of())
             if not checkpoint.exists():
-                if watch.best_epoch():
-                    raise refused("checkpoint", checkpoint, "it was there, and has vanished")
+                if watch.best_epoch() or not checkpoint.parent.is_dir():
+                    raise refused("checkpoint", checkpoint, "it or its folder has vanished")
                 raise RunError(f"no checkpoint was written in {len(watch.epochs)} epochs: validation {metric} was "
                                f"never a number that improved; {_remedy(metric)}")
             with _failures_named(checkpoint):
