@@ -13,7 +13,7 @@ from collections.abc import Sequence
 
 from .commands import ablate, compare, data, listing, predict, report, rerun, robust, train, tune, verify
 from .commands.parsing import Parser, option_names
-from .errors import InputError, RunError
+from .errors import InputError, Interrupted, RunError
 
 COMMANDS = (compare, ablate, tune, report, rerun, predict, robust, listing, verify, data)
 
@@ -30,6 +30,7 @@ examples:
   mmsa -m lf_dnn -d mosi --feature-file mosi.pkl -s 1111 -s 1112
   mmsa -m decalign -d mosi -c utterance --set learning_rate=0.001 --set num_epochs=30
   mmsa -m decalign -d mosi --pretrained ./bert --device cuda:0
+  mmsa -m decalign -d mosi --resume                   go on with what a signal, a crash or a full disk ended
   mmsa -m lmf -d synthetic --json > result.json       one JSON document on standard output
   mmsa compare -m decalign -m lf_dnn -d mosi -s 1,2,3  which is better, by how much, and is it more than chance
   mmsa ablate -d mosi -s 1,2,3                        DecAlign without this and without that, in one table
@@ -45,7 +46,7 @@ examples:
   mmsa data convert mosi.pkl mosi.safetensors         the same features without code, mapped instead of read
   mmsa data synth mosi.pkl --layout mosi              a feature file shaped like MOSI's
 
-exit codes: 0 done, 1 a run failed, 2 wrong usage or input, 130 interrupted"""
+exit codes: 0 done, 1 a run failed, 2 wrong usage or input, 130 interrupted, 143 terminated"""
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -64,7 +65,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     except SystemExit as stop:  # argparse after --help
         return int(stop.code or 0)
     except KeyboardInterrupt as stop:
-        return _fail(str(stop) or "interrupted", 130, debug)
+        code = stop.exit_code if isinstance(stop, Interrupted) else 130
+        return _fail(str(stop) or "interrupted", code, debug)
     except InputError as error:
         return _fail(str(error), 2, debug)
     except RunError as error:

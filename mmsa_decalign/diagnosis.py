@@ -32,31 +32,20 @@ def measured(epoch: int) -> bool:
     return epoch & (epoch - 1) == 0
 
 
-class Notes:
-    """Of one epoch: in how many batches a mixture had an empty component, and transport did not converge."""
-
-    def __init__(self) -> None:
-        self.batches = self.empty = self.not_converged = 0
-        self.marginal_error = 0.0
-
-    def add(self, terms: AlignmentTerms) -> None:
-        """Note a batch. Nothing where fewer than two modalities are aligned."""
-        hetero = terms.hetero_parts
-        if hetero is None:
-            return
-        self.batches += 1
-        with torch.no_grad():
-            masses = torch.stack([one.weights.min() * len(one.responsibilities) for one in hetero.mixtures])
-            self.empty += bool(masses.min() < EMPTY)
-        self.not_converged += not hetero.result.converged
-        self.marginal_error = max(self.marginal_error, float(hetero.result.marginal_error))
-
-    def entry(self) -> dict[str, Any]:
-        """For the epoch's account; {} where nothing was aligned."""
-        if not self.batches:
-            return {}
-        return {"alignment": {"batches": self.batches, "empty_component": self.empty,
-                              "not_converged": self.not_converged, "marginal_error": self.marginal_error}}
+def note(notes: dict[str, Any], terms: AlignmentTerms) -> None:
+    """Add a batch to the notes of its epoch: `notes["alignment"]` counts those in which a mixture had an empty
+    component, and those in which transport did not converge. Nothing where fewer than two modalities are aligned."""
+    hetero = terms.hetero_parts
+    if hetero is None:
+        return
+    found = notes.setdefault("alignment",
+                             {"batches": 0, "empty_component": 0, "not_converged": 0, "marginal_error": 0.0})
+    with torch.no_grad():
+        masses = torch.stack([one.weights.min() * len(one.responsibilities) for one in hetero.mixtures])
+        found["empty_component"] += int(masses.min() < EMPTY)
+    found["batches"] += 1
+    found["not_converged"] += int(not hetero.result.converged)
+    found["marginal_error"] = max(found["marginal_error"], float(hetero.result.marginal_error))
 
 
 def before(settings: Settings, samples: int) -> list[Advice]:

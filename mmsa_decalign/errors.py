@@ -1,4 +1,4 @@
-"""The two kinds of failure that a user sees; their text is part of the interface.
+"""The kinds of failure that a user sees, and the end by a signal; their text is part of the interface.
 
 A message is one or two lines: the thing at fault, what was expected, and the remedy.
 """
@@ -6,6 +6,7 @@ A message is one or two lines: the thing at fault, what was expected, and the re
 from __future__ import annotations
 
 import difflib
+import signal
 from collections.abc import Iterable
 
 
@@ -15,6 +16,28 @@ class InputError(ValueError):
 
 class RunError(RuntimeError):
     """A run with valid input failed on its way. Exit code 1; finished results stay."""
+
+
+class Interrupted(KeyboardInterrupt):
+    """The end by Ctrl-C (SIGINT) or SIGTERM; the text says what is finished. Exit code 130 or 143; results stay.
+
+    orderly: it was raised where everything is in order, not in the middle of something.
+    """
+
+    def __init__(self, message: str = "", number: int = signal.SIGINT, *, orderly: bool = False) -> None:
+        super().__init__(message)
+        self.number, self.orderly = int(number), orderly
+
+    @classmethod
+    def after(cls, stop: KeyboardInterrupt, message: str) -> Interrupted:
+        """The same end, told to the user: "interrupted; ..." or "terminated; ..."."""
+        number = stop.number if isinstance(stop, Interrupted) else signal.SIGINT
+        return cls(f"{'terminated' if number == signal.SIGTERM else 'interrupted'}; {message}", number)
+
+    @property
+    def exit_code(self) -> int:
+        """As shells count it."""
+        return 128 + self.number
 
 
 def nearest(name: str, valid: Iterable[str]) -> str:

@@ -7,11 +7,15 @@ metrics function is handed in, so that this file does not know MMSA.
 
 from __future__ import annotations
 
+import io
 import logging
 import math
+import os
 import time
 import warnings
 from collections.abc import Callable, Iterable, Mapping
+from contextlib import suppress
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -19,7 +23,7 @@ import torch
 from torch import Tensor, nn, optim
 from torch.utils.data import DataLoader
 
-from .diagnosis import Advice, Notes, after, before, measured
+from .diagnosis import Advice, after, before, measured, note
 from .errors import InputError, RunError, nearest
 from .finite import (
     bad_losses,
@@ -37,6 +41,7 @@ from .objective import Objective, objective, task_loss, weights
 from .ops.precision import NotFinite
 from .settings import MODALITIES, Settings
 from .skip import start_as_ridge
+from .training_state import Training, generators_of
 
 logger = logging.getLogger("MMSA")
 
@@ -53,15 +58,27 @@ class DecAlignTrainer:
     After `do_train`: `history`, one entry an epoch (terms of the objective, validation figures, learning rate, seconds,
     whether the checkpoint was replaced, in some epochs the gradient norm of each term); `best_epoch`, counted from 1;
     `selection`, the rule and its value; `advice`, what looked wrong and what to try, which has gone to the log as well.
+
+    A training can go on elsewhere: `state()` between two batches, and in a trainer with the same arguments `restore` of
+    it before `do_train`. `after_epoch`, if somebody sets it, is called when an epoch is complete.
     """
 
     def __init__(self, args: Mapping[str, Any], metrics: Metrics) -> None:
         self.args, self.metrics = args, metrics
         self.settings = Settings.from_args(args)
-        self.history: list[dict[str, Any]] = []
+        self.after_epoch: Callable[[], None] | None = None
         self.advice: list[Advice] = []
-        self.best_epoch = 0
         self.selection: dict[str, Any] = {}
+        self._training: Training | None = None
+        self._earlier: Mapping[str, Any] | None = None
+
+    @property
+    def history(self) -> list[dict[str, Any]]:
+        return [] if self._training is None else self._training.account.history
+
+    @property
+    def best_epoch(self) -> int:
+        return 0 if self._training is None else self._training.account.best_epoch
 
     def do_train(
         self, model: nn.Module, dataloader: Mapping[str, Any], return_epoch_results: bool = False
@@ -71,7 +88,7 @@ class DecAlignTrainer:
         return_epoch_results is MMSA's: then the metrics of every epoch on all three splits come back. It is the only
         way in which the test split is read here, and nothing is chosen by it.
         """
-        self.history, self.advice = [], []
+        self.advice = []
         self._say(before(self.settings, len(dataloader["train"].dataset)))
         try:
             with warnings.catch_warnings():
@@ -88,49 +105,70 @@ class DecAlignTrainer:
     def _optimise(
         self, model: nn.Module, dataloader: Mapping[str, Any], return_epoch_results: bool
     ) -> dict[str, list] | None:
-        s, device = self.settings, self.args["device"]
+        s = self.settings
         decalign = _inner(model)
-        self.best_epoch = 0
-        class_weights = self._prepare(decalign, dataloader["train"], device)
+        class_weights = self._prepare(decalign, dataloader["train"], self.args["device"])
         if s.skip_start == "ridge" and s.skipping:
             self._start_skip(decalign, dataloader)
         optimizer = _optimizer(decalign, s)
-        sign = 1.0 if _lower_is_better(s.KeyEval) else -1.0
         scheduler = optim.lr_scheduler.ReduceLROnPlateau(optimizer, patience=s.scheduler_patience, factor=s.factor)
-        best = math.inf
-        epoch_results: dict[str, list] = {"train": [], "valid": [], "test": []}
-        for epoch in range(1, s.num_epochs + 1):
-            began = time.perf_counter()
-            train, notes = self._train_epoch(model, dataloader["train"], optimizer, class_weights, epoch)
-            valid = self.do_test(model, dataloader["valid"], mode="VAL")
-            score = sign * self._score(valid)
-            rate = optimizer.param_groups[-1]["lr"]
-            scheduler.step(score)
-            selected = score < best
-            if selected:
-                best, self.best_epoch = score, epoch
-                # On the CPU, so that MMSA's own functions load it on a machine without the GPU that trained it.
-                state = {name: value.cpu() for name, value in model.state_dict().items()}
-                torch.save(state, self.args["model_save_path"])
-            self.history.append(
-                {"epoch": epoch, "train": train, "valid": valid, "learning_rate": rate, "selected": selected,
-                 "seconds": round(time.perf_counter() - began, 3), **notes}
-            )
-            terms = "  ".join(f"{name} {value:.4f}" for name, value in train.items())
-            logger.info(
-                "epoch %d/%d  train: %s  valid: %s %.4f%s", epoch, s.num_epochs, terms, s.KeyEval, self._score(valid),
-                "  (best so far)" if selected else "",
-            )
+        training = self._training = Training(model, optimizer, scheduler, generators_of(dataloader["train"]))
+        if self._earlier is not None:
+            training.restore(self._earlier)
+            self._earlier = None
+        account = training.account
+        while account.epoch < s.num_epochs and account.epoch - account.best_epoch < s.early_stop:
+            self._epoch(training, dataloader, class_weights)
             if return_epoch_results:
-                for split in epoch_results:
-                    epoch_results[split].append(self.do_test(model, dataloader[split], mode=split.upper()))
-            if epoch - self.best_epoch >= s.early_stop:
-                break
-        if not self.best_epoch:
-            raise RunError(f"validation {s.KeyEval} was never a number in {epoch} epochs: lower learning_rate or clip")
-        mode = "min" if sign > 0 else "max"
-        self.selection = {"metric": s.KeyEval, "mode": mode, "split": "valid", "value": sign * best}
-        return epoch_results if return_epoch_results else None
+                for split in account.results:
+                    account.results[split].append(self.do_test(model, dataloader[split], mode=split.upper()))
+            if self.after_epoch is not None:
+                self.after_epoch()
+        if not account.best_epoch:
+            raise RunError(f"validation {s.KeyEval} was never a number in {account.epoch} epochs: "
+                           "lower learning_rate or clip")
+        mode = "min" if _lower_is_better(s.KeyEval) else "max"
+        self.selection = {"metric": s.KeyEval, "mode": mode, "split": "valid", "value": self._sign() * account.best}
+        return account.results if return_epoch_results else None
+
+    def state(self) -> dict[str, Any]:
+        """All that the rest of the training depends on, between two batches or two epochs.
+
+        `torch.save` writes it and `torch.load(weights_only=True)` reads it. It shares its tensors with the training.
+        The checkpoint at `model_save_path` belongs to it: keep that, too.
+        """
+        training = self._training
+        if training is None:
+            raise RunError("no training has begun")
+        return training.state()
+
+    def restore(self, state: Mapping[str, Any]) -> None:
+        """Let the next `do_train` go on from `state`, with the checkpoint back at `model_save_path`."""
+        self._earlier = state
+
+    def _epoch(self, training: Training, dataloader: Mapping[str, Any], class_weights: Tensor | None) -> None:
+        """One pass over the training split, validation, and what follows from it."""
+        account, model, began = training.account, training.model, time.perf_counter()
+        epoch = account.epoch + 1
+        train = self._train_epoch(training, dataloader["train"], class_weights, epoch)
+        valid = self.do_test(model, dataloader["valid"], mode="VAL")
+        score = self._sign() * self._score(valid)
+        rate = training.optimizer.param_groups[-1]["lr"]
+        training.scheduler.step(score)
+        selected = score < account.best
+        if selected:
+            account.best, account.best_epoch = score, epoch
+            # On the CPU, so that MMSA's own functions load it on a machine without the GPU that trained it.
+            _write({name: value.cpu() for name, value in model.state_dict().items()}, self.args["model_save_path"])
+        training.complete(
+            {"epoch": epoch, "train": train, "valid": valid, "learning_rate": rate, "selected": selected,
+             "seconds": round(time.perf_counter() - began, 3), **account.notes}
+        )
+        terms = "  ".join(f"{name} {value:.4f}" for name, value in train.items())
+        logger.info(
+            "epoch %d/%d  train: %s  valid: %s %.4f%s", epoch, self.settings.num_epochs, terms, self.settings.KeyEval,
+            self._score(valid), "  (best so far)" if selected else "",
+        )
 
     def do_test(
         self, model: nn.Module, dataloader: Iterable, mode: str = "VAL", return_sample_results: bool = False
@@ -188,17 +226,15 @@ class DecAlignTrainer:
         start_as_ridge(model.skip, model.head, pooled("train"), pooled("valid"))
 
     def _train_epoch(
-        self, model: nn.Module, loader: Any, optimizer: optim.Optimizer, class_weights: Tensor | None, epoch: int
-    ) -> tuple[dict[str, float], dict[str, Any]]:
-        """One pass; the mean of every term of the objective over the samples, and what else is to be noted."""
+        self, training: Training, loader: Any, class_weights: Tensor | None, epoch: int
+    ) -> dict[str, float]:
+        """One pass, or what is left of it; the mean of every term of the objective over the samples."""
+        model, optimizer, account, device = training.model, training.optimizer, training.account, self.args["device"]
         model.train()
-        device = self.args["device"]
         parameters = [p for p in model.parameters() if p.requires_grad]
         clip = math.inf if self.settings.clip is None else self.settings.clip
-        sums: dict[str, float] = {}
-        samples: dict[str, int] = {}  # a term may not exist in a batch where modalities are absent
-        notes, more = Notes(), {}
-        for number, batch in enumerate(loader, start=1):
+        for batch in training.batches(loader):
+            number = account.batches + 1
             optimizer.zero_grad()
             drawn = random_state(device)
             try:
@@ -210,8 +246,8 @@ class DecAlignTrainer:
             if (bad := bad_losses(numbers)) is not None:
                 raise self._stopped(bad, epoch, number, loader, batch, outputs["M"])
             if number == 1 and measured(epoch):
-                more["gradient_norms"] = gradient_norms(parts, weights(self.settings), parameters)
-            notes.add(outputs["terms"])
+                account.notes["gradient_norms"] = gradient_norms(parts, weights(self.settings), parameters)
+            note(account.notes, outputs["terms"])
             parts.total.backward()
             if not math.isfinite(norm := float(nn.utils.clip_grad_norm_(parameters, clip))):
                 set_random_state(drawn, device)
@@ -221,11 +257,8 @@ class DecAlignTrainer:
                 of = f"of the {' and '.join(terms)} loss" if terms else "of the sum of the losses"
                 raise self._stopped(f"the gradient {of} is {kind(norm)}", epoch, number, loader, batch, outputs["M"])
             optimizer.step()
-            size = len(batch["labels"]["M"])
-            for name, value in numbers.items():
-                sums[name] = sums.get(name, 0.0) + value * size
-                samples[name] = samples.get(name, 0) + size
-        return {name: value / samples[name] for name, value in sums.items()}, {**more, **notes.entry()}
+            account.add(numbers, len(batch["labels"]["M"]))
+        return account.means()
 
     def _step_forward(
         self, model: nn.Module, batch: Mapping[str, Any], class_weights: Tensor | None
@@ -246,6 +279,9 @@ class DecAlignTrainer:
         return RunError(f"{place(epoch, number, len(loader))}: {what} ({samples}): lower learning_rate or clip, or "
                         "look at these samples")
 
+    def _sign(self) -> float:
+        return 1.0 if _lower_is_better(self.settings.KeyEval) else -1.0
+
     def _score(self, results: Mapping[str, float]) -> float:
         name = self.settings.KeyEval
         if name not in results:
@@ -256,6 +292,23 @@ class DecAlignTrainer:
 def _inner(model: nn.Module) -> DecAlign:
     """The DecAlign itself, also when MMSA's wrapper holds it."""
     return model if isinstance(model, DecAlign) else next(m for m in model.modules() if isinstance(m, DecAlign))
+
+
+def _write(state: Mapping[str, Any], path: Any) -> None:
+    """Write a checkpoint in one step: no reader ever sees half of one, nor a full disk a good one cut short."""
+    content = io.BytesIO()
+    torch.save(state, content)
+    path = Path(path)
+    temporary = path.with_name(f"{path.name}.new")
+    try:
+        temporary.write_bytes(content.getbuffer())
+        os.replace(temporary, path)
+    except OSError as error:
+        raise RunError(f"checkpoint {path} cannot be written ({error.strerror or error}): "
+                       "free space there or choose another folder") from error
+    finally:
+        with suppress(OSError):
+            temporary.unlink(missing_ok=True)
 
 
 def _lower_is_better(metric: str) -> bool:

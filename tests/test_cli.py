@@ -196,7 +196,8 @@ def test_ctrl_c_keeps_finished_seeds(features: Path, tmp_path: Path) -> None:
         _, err = process.communicate(timeout=60)
     assert process.returncode == 130
     finished = len(list(runs.glob("*.json")))
-    assert err.splitlines()[-1] == f"mmsa: interrupted; {finished} of 500 seeds finished, their results are in {runs}"
+    assert err.splitlines()[-2] == f"mmsa: interrupted; {finished} of 500 seeds finished, their results are in {runs}"
+    assert err.splitlines()[-1].startswith("The same command with --resume does the rest")
     assert not list((tmp_path / "models").glob(".*"))
 
 

@@ -215,8 +215,8 @@ def test_the_release_s_arithmetic_is_told_to_be_short_of_its_marginals(tmp_path)
 
 
 def test_empty_prototypes():
-    assert _noted(torch.tensor([0.6, 0.4 - 1e-7, 1e-7]), samples=20).entry()["alignment"]["empty_component"] == 1
-    assert _noted(torch.tensor([0.6, 0.3, 0.1]), samples=20).entry()["alignment"]["empty_component"] == 0
+    assert _noted(torch.tensor([0.6, 0.4 - 1e-7, 1e-7]), samples=20)["alignment"]["empty_component"] == 1
+    assert _noted(torch.tensor([0.6, 0.3, 0.1]), samples=20)["alignment"]["empty_component"] == 0
     entry = {"alignment": {"batches": 5, "empty_component": 1, "not_converged": 0, "marginal_error": 0.0}}
     (said,) = diagnosis.after(Settings(), [entry, {}, entry])
     assert said["what"] == "in 2 of 10 batches a prototype stood for no sample (less than 0.01)"
@@ -232,10 +232,12 @@ def _noted(weights_of, samples):
     zero = torch.zeros(())
     mixture = GaussianMixture(weights_of, torch.zeros(3, 2), torch.ones(3, 2), torch.zeros(samples, 3))
     result = TransportResult(zero, zero, (), 0.0, 1, True)
-    notes = diagnosis.Notes()
-    notes.add(AlignmentTerms(zero, zero, zero, HeteroLoss(zero, zero, zero, (mixture, mixture), result), None))
-    notes.add(AlignmentTerms(zero, None, None, None, None))
-    assert notes.batches == 1
+    notes = {}
+    diagnosis.note(notes, AlignmentTerms(zero, None, None, None, None))
+    assert notes == {}
+    hetero = HeteroLoss(zero, zero, zero, (mixture, mixture), result)
+    diagnosis.note(notes, AlignmentTerms(zero, zero, zero, hetero, None))
+    assert notes["alignment"]["batches"] == 1
     return notes
 
 

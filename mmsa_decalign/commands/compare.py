@@ -6,7 +6,7 @@ import argparse
 from pathlib import Path
 from typing import Any
 
-from ..errors import RunError
+from ..errors import Interrupted, RunError
 from .parsing import add_common, option_names, positive, seeds, show_result
 
 EPILOG = """\
@@ -129,13 +129,10 @@ def carry_out(arguments: argparse.Namespace, plan: Any, folder: str = "") -> Non
         with Display(console, cells, store, workers).live() as display:
             outcome = grid.run(cells, store, display, workers=workers, device=arguments.run_device, gpus=gpus,
                                again=arguments.again, events=arguments.events_dir)
-    except (KeyboardInterrupt, SystemExit) as stop:
+    except KeyboardInterrupt as stop:
         finished = sum(state.run is not None for state in store.states(cell.key for cell in cells).values())
-        text = f"{finished} of {len(cells)} runs are finished, and the same call goes on from there"
-        if isinstance(stop, KeyboardInterrupt):
-            raise KeyboardInterrupt(f"interrupted; {text}") from None
-        console.print(f"mmsa: terminated; {text}", markup=False)
-        raise
+        raise Interrupted.after(stop, f"{finished} of {len(cells)} runs are finished, in {path}; the same call goes on "
+                                      "from there") from None
     document = table.make_table(plan, store)
     paths = writing.write_all(document, out)
     show_result(arguments, document, lambda console: screen.print_table(document, console, paths))

@@ -53,6 +53,9 @@ def add(parser: argparse.ArgumentParser) -> None:
                       help="test with modalities absent, each from a share of the samples: vision=1.0,audio=0.3")
     ours.add_argument("--missing-train", default=None, metavar="RATES",
                       help="the same for what training sees: the training and the validation split")
+    ours.add_argument("--resume", action="store_true",
+                      help="go on where the same command was ended: finished seeds are not done again, an unfinished "
+                           "one goes on after its last epoch, or the batch that a signal found it at")
     ours.add_argument("--tensorboard", default=None, metavar="DIR",
                       help="event files of every training: losses and validation metrics by epoch (extra: tensorboard)")
     add_common(ours, default=False)
@@ -78,7 +81,7 @@ def run(arguments: argparse.Namespace) -> None:
         "model_save_dir": arguments.model_save_dir, "res_save_dir": arguments.res_save_dir,
         "log_dir": arguments.log_dir, "verbose": arguments.verbose, "command": arguments.command_line,
         "mended": arguments.mended, "missing": arguments.missing, "missing_train": arguments.missing_train,
-        "tensorboard": arguments.tensorboard,
+        "tensorboard": arguments.tensorboard, "resume": arguments.resume,
     }
     if arguments.tune:
         tune.search(arguments, {**options, "seeds": options["seeds"] or tune.DEFAULT_SEEDS}, arguments.tune_times)

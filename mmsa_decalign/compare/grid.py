@@ -11,24 +11,23 @@ import re
 import signal
 import subprocess
 import sys
-import threading
 import time
 import uuid
 from collections import deque
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Iterable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Protocol
 
-from ..harness.interrupts import remembered
+from ..harness.interrupts import held, remembered
 from . import worker
 from .plan import Cell
 from .store import State, Store
 
 POLL_SECONDS = 0.1
 LOOK_SECONDS = 1.0  # between looks at a cell that another comparison works on
-STOP_SECONDS = 5.0  # what a worker gets to end by itself
+STOP_SECONDS = 15.0  # what a worker gets to finish its batch and save the state of its run
 WORKER = worker.__name__  # the module that does one cell
 _THREADS = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS", "NUMEXPR_NUM_THREADS",
             "VECLIB_MAXIMUM_THREADS")
@@ -67,9 +66,8 @@ def run(cells: Sequence[Cell], store: Store, show: Show, *, workers: int = 1, de
     """Do every cell that is not finished, ``workers`` at a time; with ``again`` the finished ones too.
 
     gpus: what to write into CUDA_VISIBLE_DEVICES, a worker's by its place. events: folder for TensorBoard's event
-    files. A failed cell is in the store with its
-    error, and the others go on. On Ctrl-C and SIGTERM the workers are stopped and the exception goes on: what is
-    finished stays.
+    files. A failed cell is in the store with its error, and the others go on. On Ctrl-C and SIGTERM the workers are
+    stopped, which lets them save the state of their runs, and Interrupted is raised: what is finished stays.
     """
     store.add(cell.entry() for cell in cells)
     return _Grid(cells, store, show, workers, device, gpus, again, events).run()
@@ -89,10 +87,10 @@ class _Grid:
 
     def run(self) -> Outcome:
         looked = 0.0
-        with terminated(), remembered() as check_interrupt:
+        with remembered() as check, held("stopping the workers"):
             try:
                 while self.pending or self.running or self.waiting:
-                    check_interrupt()
+                    check()
                     self._fill()
                     for one in [one for one in self.running if one.process.poll() is not None]:
                         self.running.remove(one)
@@ -169,23 +167,35 @@ class _Grid:
 
     def _stop(self) -> None:
         """End the workers that still run, and give their claims back."""
-        for one in self.running:
-            one.process.terminate()
-        until = time.monotonic() + STOP_SECONDS
-        for one in self.running:
-            try:
-                one.process.wait(max(0.0, until - time.monotonic()))
-            except subprocess.TimeoutExpired:
-                one.process.kill()
-                one.process.wait()
-            self._forget(one)
-            self.store.release(one.cell.key, one.token)
+        try:
+            stop_all(one.process for one in self.running)
+        finally:
+            for one in self.running:
+                self._forget(one)
+                self.store.release(one.cell.key, one.token)
 
     def _forget(self, one: _Running) -> None:
         """A worker that has ended: what it had no time to clear away."""
         assert one.process.stdin is not None
         one.process.stdin.close()
         (self.store.files / "claims" / one.token).unlink(missing_ok=True)
+
+
+def stop_all(processes: Iterable[subprocess.Popen[bytes]]) -> None:
+    """Ask workers to end, and kill those that have not after STOP_SECONDS, or when a second signal comes."""
+    stopping = list(processes)
+    until = time.monotonic() + STOP_SECONDS
+    try:
+        for process in stopping:
+            process.terminate()
+        for process in stopping:
+            with suppress(subprocess.TimeoutExpired):
+                process.wait(max(0.0, until - time.monotonic()))
+    finally:
+        for process in stopping:
+            if process.poll() is None:
+                process.kill()
+                process.wait()
 
 
 def _file_name(label: str) -> str:
@@ -241,20 +251,3 @@ def tail(log: Path, most: int = 4000) -> str:
         return log.read_bytes()[-most:].decode("utf-8", "replace")
     except OSError:
         return ""
-
-
-@contextmanager
-def terminated() -> Iterator[None]:
-    """Inside the block SIGTERM ends the program by an exception, so that what was started is stopped: exit 143."""
-    if threading.current_thread() is not threading.main_thread():  # only the main thread may set handlers
-        yield
-        return
-
-    def on_signal(number: int, frame: Any) -> None:
-        raise SystemExit(128 + number)
-
-    before = signal.signal(signal.SIGTERM, on_signal)
-    try:
-        yield
-    finally:
-        signal.signal(signal.SIGTERM, before)

@@ -1,8 +1,10 @@
 """One run in a process of its own: ``python -m mmsa_decalign.compare.worker STORE KEY TOKEN ATTEMPTS DEVICE [EVENTS]``.
 
 Claims the cell, does the run, and commits record and predictions in one transaction; nobody has to be there to collect
-them. Exit codes: DONE; FAILED, with the error in the store; NOT_MINE, when another process has or had the cell. Any
-other end is a crash, which the grid records. When its standard input ends the one who started it is gone, and so is it.
+them. Exit codes: DONE; FAILED, with the error in the store; NOT_MINE, when another process has or had the cell; 143
+after SIGTERM, when the state of the run is kept. Any other end is a crash, which the grid records. When its standard
+input ends the one who started it is gone, and so is it. The state of a run lies in the cell's folder, and whoever does
+the cell next goes on from there.
 """
 
 from __future__ import annotations
@@ -17,7 +19,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from ..errors import InputError, RunError
+from ..errors import InputError, Interrupted, RunError
+from ..harness import states
 from . import claims
 from .store import Store
 
@@ -36,8 +39,11 @@ def main(argv: list[str]) -> int:
             return NOT_MINE
         try:
             spec, folder = store.spec(key), store.folder(key)
-            _tidy(folder, store.checkpoint(key))
+            _tidy(folder, store.checkpoint(key), *states.SUFFIXES)
             record, samples = do(spec, folder, device, *events)
+        except Interrupted as stop:
+            store.release(key, token)
+            return stop.exit_code
         except BaseException as error:
             store.fail(key, token, describe(error), traceback.format_exc())
             return FAILED
@@ -67,17 +73,19 @@ def do(spec: Mapping[str, Any], folder: Path, device: str, events: str | None = 
         return sanity.run(spec)
     from ..harness.datasets import load_features, make_splits
     from ..harness.job import check_folders
+    from ..harness.resume import kept
     from ..harness.runner import session, warn_of_labels
     from ..harness.training import train_and_test
 
-    job = dataclasses.replace(job_of(spec, folder, device), tensorboard=Path(events) if events else None)
+    job = dataclasses.replace(job_of(spec, folder, device), tensorboard=Path(events) if events else None,
+                              resume=any(path.suffix in states.SUFFIXES for path in folder.iterdir()))
     features = load_features(job.feature_file, job.files)
     splits = make_splits(job.resolved.settings, features)
     check_folders(job)
     samples: dict[str, Any] = {}
-    with session(job) as bars:
+    with session(job) as bars, kept(job, features, spec["seed"]) as run_kept:
         warn_of_labels(job.dataset, splits)
-        record = train_and_test(job, features, splits, spec["seed"], 1, bars(), samples=samples)
+        record = train_and_test(job, features, splits, spec["seed"], 1, bars(), samples=samples, kept=run_kept)
     return record, {name: one for name, one in samples.items() if one is not None}
 
 
@@ -105,11 +113,12 @@ def describe(error: BaseException) -> str:
     return f"{type(error).__name__}: {error}" if str(error) else type(error).__name__
 
 
-def _tidy(folder: Path, keep: Path | None) -> None:
-    """Remove what earlier attempts left in the cell's folder, except for the log and the finished run's checkpoint."""
+def _tidy(folder: Path, checkpoint: Path | None, *keep: str) -> None:
+    """Remove what earlier attempts left in the cell's folder, except for the log, the finished run's checkpoint and
+    files that end in one of ``keep``."""
     if folder.is_dir():
         for path in folder.iterdir():
-            if path.is_file() and path != keep and path.suffix != ".log":
+            if path.is_file() and path != checkpoint and path.suffix not in (".log", *keep):
                 path.unlink(missing_ok=True)
 
 

@@ -26,6 +26,7 @@ from .catalogue import STANDS_FOR, mmsa_datasets
 from .classification import with_labels
 from .encoders import encoder_width
 from .fits import check_fit
+from .interrupts import leave_to_parent
 from .missing import incomplete
 
 
@@ -97,7 +98,8 @@ def make_loaders(
         # A generator of its own keeps the loader from drawing on torch's global one, which belongs to the model.
         own = torch.Generator().manual_seed(seed)
         loaders[name] = DataLoader(
-            split, sampler=batches, batch_size=None, collate_fn=_as_is, num_workers=num_workers, generator=own
+            split, sampler=batches, batch_size=None, collate_fn=_as_is, num_workers=num_workers, generator=own,
+            worker_init_fn=leave_to_parent,
         )
     return loaders
 

@@ -45,6 +45,7 @@ class Job:
     mended: bool = False
     absence: Absence = field(default_factory=Absence)
     tensorboard: Path | None = None
+    resume: bool = False
 
     @property
     def model(self) -> str:
@@ -93,12 +94,13 @@ def prepare(
     missing: str | None = None,
     missing_train: str | None = None,
     tensorboard: str | Path | None = None,
+    resume: bool = False,
 ) -> Job:
     """Resolve settings, find the feature file and pick the device. Raises InputError.
 
     mended: repair the faults inside one of MMSA's own models. missing, missing_train: rates such as
     "vision=1.0,audio=0.3" at which modalities are absent from the test split, and from training and validation.
-    tensorboard: folder for the event files of each training.
+    tensorboard: folder for the event files of each training. resume: go on with what is unfinished of this very run.
     Nothing is written but the synthetic data set, on its first use.
     """
     if tensorboard is not None:
@@ -139,6 +141,7 @@ def prepare(
         mended=mended,
         absence=absence,
         tensorboard=None if tensorboard is None else Path(tensorboard).expanduser(),
+        resume=resume,
     )
 
 

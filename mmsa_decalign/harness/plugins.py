@@ -23,7 +23,10 @@ class ModelPlugin:
     model: args -> torch module, called as ``module(text, audio, vision)``, which returns a mapping with ``"M"`` (N, 1).
     trainer: args -> object with MMSA's ``do_train(model, dataloader, return_epoch_results)`` and
         ``do_test(model, dataloader, mode, return_sample_results)``. It saves the best state dict, chosen on
-        ``dataloader["valid"]``, to ``args.model_save_path``.
+        ``dataloader["valid"]``, to ``args.model_save_path``. Its runs can go on after an interruption if it also has
+        ``after_epoch``, a function that it calls after each epoch unless it is None; ``state()``, called then or
+        between two batches, a dictionary that ``torch.load(weights_only=True)`` reads; and ``restore(state)``, called
+        before ``do_train``. The file at ``args.model_save_path`` is kept and put back with it.
     config: JSON file in the schema of MMSA's config_regression.json; anything with ``read_text()``. Its
         ``datasetCommonParams`` holds only data sets that MMSA lacks, ``debugParams`` the tuning space.
     summary: one line for ``mmsa list``.

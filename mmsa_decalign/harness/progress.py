@@ -11,7 +11,7 @@ import logging
 import sys
 import warnings
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -38,7 +38,7 @@ def logging_to(console: Console, log_file: Path | None, verbose: int) -> Iterato
     handlers: list[logging.Handler] = [_ConsoleHandler(console, LEVELS[verbose])]
     if log_file is not None:
         log_file.parent.mkdir(parents=True, exist_ok=True)
-        handlers.append(logging.FileHandler(log_file, encoding="utf-8"))
+        handlers.append(_LogFile(log_file, console))
         handlers[-1].setFormatter(logging.Formatter("%(asctime)s - %(name)s [%(levelname)s] - %(message)s"))
     level, propagate, earlier = LOGGER.level, LOGGER.propagate, list(LOGGER.handlers)
     LOGGER.setLevel(logging.DEBUG)
@@ -52,6 +52,24 @@ def logging_to(console: Console, log_file: Path | None, verbose: int) -> Iterato
         LOGGER.handlers[:] = earlier
         for handler in handlers:
             handler.close()
+
+
+class _LogFile(logging.FileHandler):
+    """A full disk costs its lines, not the run: it says so once and falls silent."""
+
+    def __init__(self, path: Path, console: Console) -> None:
+        super().__init__(path, encoding="utf-8")
+        self._console, self._told = console, False
+
+    def handleError(self, record: logging.LogRecord) -> None:
+        if not self._told:
+            self._told = True
+            self._console.print(f"log {self.baseFilename} cannot be written ({sys.exc_info()[1]}); the run goes on "
+                                "without it", markup=False)
+
+    def close(self) -> None:
+        with suppress(OSError):  # what is left in its buffer
+            super().close()
 
 
 class _ConsoleHandler(logging.Handler):

@@ -5,6 +5,7 @@ The record is the interface to everything that reads results later; a change of 
 
 from __future__ import annotations
 
+import csv
 import json
 import logging
 from collections.abc import Mapping, Sequence
@@ -59,20 +60,33 @@ def summarise(records: Sequence[Mapping[str, Any]], split: str = "test") -> Summ
     return summary
 
 
-def append_summary(res_save_dir: Path, model: str, dataset: str, summary: Summary) -> Path | None:
+def append_summary(res_save_dir: Path, model: str, dataset: str, summary: Summary, *, again: bool = False
+                   ) -> Path | None:
     """MMSA's row of results: the model and, per metric, (mean, standard deviation) times 100, rounded to 2 digits.
 
-    A table that has other columns is left as it is, with a warning and None: the records hold everything. Raises
-    RunError where another process keeps the table's lock.
+    A table that has other columns is left as it is, with a warning and None: the records hold everything. again: the
+    same results may have been appended before; then they are not a second time. Raises RunError where another process
+    keeps the table's lock.
     """
     path = res_save_dir / "normal" / f"{dataset}.csv"
     cells = [tuple(float("nan") if part is None else round(part * 100, 2) for part in (item["mean"], item["std"]))
              for item in summary.values()]
+    row = [model, *map(str, cells)]
+    if again and _holds(path, row):
+        return path
     try:
-        append_row(path, ["Model", *summary], [model, *map(str, cells)])
+        append_row(path, ["Model", *summary], row)
     except ValueError as error:
         LOGGER.warning("no row added to MMSA's table: %s; move it away", error)
         return None
     except RunError as error:
         raise RunError(f"{error} The records of this run are in {res_save_dir / 'runs'}.") from error
     return path
+
+
+def _holds(path: Path, row: Sequence[str]) -> bool:
+    """Whether a table has this very row."""
+    if not path.exists():
+        return False
+    with path.open(encoding="utf-8", newline="") as stream:
+        return list(row) in csv.reader(stream)

@@ -16,7 +16,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from ..errors import InputError, RunError, nearest
+from ..errors import InputError, Interrupted, RunError, nearest
 from .absence import MASKED, ZEROS, AbsentSplit, check_rates, in_use, parse_rate
 from .classification import selects_on_test
 from .config import PAPER_COUNT
@@ -25,7 +25,7 @@ from .destinations import check_destination, write_destination
 from .job import Job, check_folders
 from .metrics import LOWER_IS_BETTER, metric_rules
 from .records import plain, write_record
-from .runner import LOGGER, RunInterrupted, session, warn_of_labels
+from .runner import LOGGER, session, warn_of_labels
 from .training import train_and_test
 
 DEFAULT_RATES = (0.0, 0.2, 0.4, 0.6, 0.8, 1.0)
@@ -118,7 +118,7 @@ def rates_of(missing: str, rate: float, job: Job) -> dict[str, float]:
 def measure(jobs: Mapping[str, Job], result: Robustness, out: Path | None = None) -> Robustness:
     """Train and test every job (by its label) as planned, filling ``result``; ``out`` is written after each seed.
 
-    Raises RunError for a seed that fails and RunInterrupted on Ctrl-C, ``result`` then holding what was finished.
+    Raises RunError for a seed that fails and Interrupted by a signal, ``result`` then holding what was finished.
     """
     total, done = sum(len(job.seeds) for job in jobs.values()), 0
     prepared = {}
@@ -139,8 +139,8 @@ def measure(jobs: Mapping[str, Job], result: Robustness, out: Path | None = None
                 }
                 try:
                     record = train_and_test(job, features, splits, seed, number, bars(), more_tests=wanted)
-                except KeyboardInterrupt:
-                    raise RunInterrupted(_kept(f"interrupted; {done} of {total} trainings finished", out)) from None
+                except KeyboardInterrupt as stop:
+                    raise Interrupted.after(stop, _kept(f"{done} of {total} trainings finished", out)) from None
                 except RunError as error:
                     text = f"{label} on {job.dataset}, seed {seed}: {error}"
                     raise RunError(_kept(f"{text}\n{done} of {total} trainings finished", out)) from error

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from ..errors import RunError
+from ..errors import Interrupted, RunError
 from .classification import cautions
 from .datasets import load_features, make_splits
 from .interrupts import remembered
@@ -23,15 +23,13 @@ from .metrics import metric_rules
 from .progress import epoch_bars, logging_to, quiet_mmsa, stderr_console
 from .records import Summary, append_summary, summarise, write_record
 from .registry import active
+from .resume import finished, kept
+from .storage import writing
 from .training import train_and_test
 
-__all__ = ["Job", "Outcome", "RunInterrupted", "prepare", "run", "session"]
+__all__ = ["Job", "Outcome", "prepare", "run", "session"]
 
 LOGGER = logging.getLogger("MMSA")
-
-
-class RunInterrupted(KeyboardInterrupt):
-    """Ctrl-C during a run; the text says which seeds were finished and where their results are."""
 
 
 @dataclass(frozen=True)
@@ -48,8 +46,11 @@ class Outcome:
 def run(job: Job) -> Outcome:
     """Train and test over the seeds.
 
+    With ``job.resume`` seeds whose records are among the results count as they are, and one that was interrupted goes
+    on from its state.
+
     Raises InputError for a feature file or setting that cannot be used (nothing is stored then but the log), RunError
-    for a seed that failed, RunInterrupted on Ctrl-C; in both the records of the finished seeds stay.
+    for a seed that failed, Interrupted on Ctrl-C and SIGTERM; in both the records of the finished seeds stay.
     """
     features = load_features(job.feature_file, job.files)
     splits = make_splits(job.resolved.settings, features)
@@ -62,21 +63,34 @@ def run(job: Job) -> Outcome:
         for caution in cautions(job.resolved.settings, features, splits):
             LOGGER.warning("%s", caution)
         warn_of_labels(job.dataset, splits)
-        seed = job.seeds[0]
+        trained, at_hand, seed = 0, None, job.seeds[0]
         try:
             for number, seed in enumerate(job.seeds, start=1):
                 LOGGER.info("seed %d (%d of %d)", seed, number, len(job.seeds))
-                record = train_and_test(job, features, splits, seed, number, bars())
-                paths.append(write_record(job.res_save_dir, record))
-                records.append(record)
-                LOGGER.info("seed %d done in %.0f s", seed, record["wall_seconds"])
-        except KeyboardInterrupt:
-            raise RunInterrupted(_finished("interrupted", job, paths)) from None
+                with kept(job, features, seed) as run_kept:
+                    done = finished(job, run_kept.mark, seed) if job.resume else None
+                    if done is None:
+                        at_hand = run_kept
+                        record = train_and_test(job, features, splits, seed, number, bars(), kept=run_kept)
+                        with writing("record", job.res_save_dir / "runs"):
+                            done = record, write_record(job.res_save_dir, record)
+                        trained, at_hand = trained + 1, None
+                        LOGGER.info("seed %d done in %.0f s", seed, record["wall_seconds"])
+                    else:
+                        LOGGER.info("seed %d was finished before: %s", seed, done[1])
+                    run_kept.remove()
+                    records.append(done[0])
+                    paths.append(done[1])
+        except KeyboardInterrupt as stop:
+            rest = f"; seed {seed} {at_hand.where()}" if at_hand is not None else ""
+            raise Interrupted.after(stop, f"{_finished(job, paths)}\nThe same command with --resume does the rest{rest}"
+                                    ) from None
         except RunError as error:
             text = f"{job.model} on {job.dataset}, seed {seed}: {error}"
-            raise RunError(f"{text}\n{_finished('', job, paths)}" if paths else text) from error
+            raise RunError(f"{text}\n{_finished(job, paths)}" if paths else text) from error
         summary = summarise(records)
-        table = append_summary(job.res_save_dir, job.label, job.dataset, summary)
+        with writing("table", job.res_save_dir / "normal"):
+            table = append_summary(job.res_save_dir, job.label, job.dataset, summary, again=not trained)
     return Outcome(job, records, paths, table, summary)
 
 
@@ -102,21 +116,22 @@ def session(job: Job) -> Iterator[Any]:
     log_file = job.log_dir / f"{job.model}-{job.dataset}.log"
     # Whatever a model or trainer prints goes where the log goes: standard output belongs to results.
     with (active(), repaired(job.resolved.model, job.mended), logging_to(console, log_file, job.verbose), quiet_mmsa(),
-          redirect_stdout(sys.stderr), remembered() as check_interrupt):
+          redirect_stdout(sys.stderr), remembered() as check):
 
         def bars() -> Callable[[Any], Any]:
             show = epoch_bars(console, enabled=job.verbose > 0)
 
-            def one_pass(loader: Any) -> Any:
-                check_interrupt()
-                return show(loader)
+            def one_pass(loader: Any) -> Iterator[Any]:
+                check()
+                for batch in show(loader):
+                    check()  # a training that is to end here has done all batches before
+                    yield batch
 
             return one_pass
 
         yield bars
 
 
-def _finished(what: str, job: Job, paths: Sequence[Path]) -> str:
-    folder = job.res_save_dir / "runs"
+def _finished(job: Job, paths: Sequence[Path]) -> str:
     done = f"{len(paths)} of {len(job.seeds)} seeds finished"
-    return (f"{what}; " if what else "") + (f"{done}, their results are in {folder}" if paths else f"{done}")
+    return f"{done}, their results are in {job.res_save_dir / 'runs'}" if paths else done

@@ -8,21 +8,18 @@ from __future__ import annotations
 
 import copy
 import dataclasses
-import datetime
 import functools
 import logging
 import os
-import time
-import uuid
 from collections.abc import Callable, Iterator, Mapping, MutableMapping
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
 from ..data.reading import embedding_of
 from ..data.schema import Features
-from ..errors import InputError, RunError
-from . import absence, advice, machine
+from ..errors import InputError, Interrupted, RunError
+from . import absence, advice, interrupts, machine
 from .accumulation import last_window
 from .checkpoints import attach, describe
 from .classification import account, selects_on_test
@@ -33,7 +30,9 @@ from .faults import flags
 from .job import Job
 from .metrics import direction, metric_rules, why_no_number
 from .records import SCHEMA_VERSION, plain
+from .resume import Kept
 from .samples import Listener, Samples
+from .storage import not_written, refused, writing
 from .unfinished import Batches, best_kept, check_losses
 from .watch import EnoughEpochs, EpochWatch, GivenUp, SealedLoader, TrainLoader, is_number
 
@@ -58,6 +57,7 @@ def train_and_test(
     samples: MutableMapping[str, Samples | None] | None = None,
     more_tests: Mapping[str, Any] | None = None,
     after_epoch: Callable[[dict[str, Any]], None] | None = None,
+    kept: Kept | None = None,
 ) -> dict[str, Any]:
     """Train with one seed and evaluate the checkpoint chosen on validation; returns the record.
 
@@ -65,18 +65,19 @@ def train_and_test(
     takes the place of the setting, which a plugin may not know. ``samples`` is given what the checkpoint predicts on
     valid and test: for the latter the very numbers that the metrics were computed from. ``more_tests`` are further
     splits by name, which the checkpoint is tested on afterwards; their figures are the record's ``more_tests``.
-    ``after_epoch`` is told each epoch's entry (see EpochWatch) and may end it all with GivenUp.
+    ``after_epoch`` is told each epoch's entry (see EpochWatch) and may end it all with GivenUp. ``kept`` keeps the
+    state, so that the run can go on after a signal, which ends it between two batches, or after a crash.
     """
     import MMSA.run
     import torch
     from easydict import EasyDict
     from MMSA.utils import count_parameters, setup_seed
 
-    started, clock = datetime.datetime.now(datetime.timezone.utc), time.perf_counter()
-    identity = uuid.uuid4().hex[:8]
-    job.model_save_dir.mkdir(parents=True, exist_ok=True)
+    kept = kept or Kept()
+    with writing("folder", job.model_save_dir):
+        job.model_save_dir.mkdir(parents=True, exist_ok=True)
     # The record's own: a stale file cannot be tested, and no later run replaces what a record points at.
-    final = job.model_save_dir / f"{job.model}-{job.dataset}-{seed}-{identity}.pth"
+    final = job.model_save_dir / f"{job.model}-{job.dataset}-{seed}-{kept.id}.pth"
     checkpoint = final.with_name(f".{final.name}")
     setup_seed(seed)
     args = EasyDict(copy.deepcopy(dict(settings or job.resolved.settings)))
@@ -109,7 +110,7 @@ def train_and_test(
                 if test_split == "test":
                     training.enter_context(best_kept(
                         checkpoint, final, lambda: getattr(trainer, "best_epoch", None) or watch.best_epoch(),
-                        lambda: _unfinished(job, args, features, splits, seed, identity)))
+                        lambda: _unfinished(job, args, features, splits, seed, kept.id)))
                 events = training.enter_context(event_files(job.tensorboard and job.tensorboard / final.stem))
                 watch.after_epoch = _tell(after_epoch, events, trainer, watch,
                                           functools.partial(check_losses, model) if built_in else None)
@@ -117,18 +118,26 @@ def train_and_test(
                 if built_in:
                     training.enter_context(directed(trainer, metric))
                     training.enter_context(batches.checking(model))
-                training.enter_context(_failures_named())
+                training.enter_context(_failures_named(checkpoint))
+                training.enter_context(interrupts.held("finishing the batch at hand"))
+                kept.follow(trainer, watch)
                 try:
                     trainer.do_train(model, loaders)
+                except Interrupted as stop:
+                    if stop.orderly:
+                        kept.save()
+                    raise
                 except EnoughEpochs:
                     LOGGER.info("stopped after %d epochs (max_epochs)", len(watch.epochs))
                 finally:
                     if events is not None:
                         events.catch_up(account_of())
             if not checkpoint.exists():
+                if watch.best_epoch() or not checkpoint.parent.is_dir():
+                    raise refused("checkpoint", checkpoint, "it or its folder has vanished")
                 raise RunError(f"no checkpoint was written in {len(watch.epochs)} epochs: validation {metric} was "
                                f"never a number that improved; {_remedy(metric)}")
-            with _failures_named():
+            with _failures_named(checkpoint):
                 model.load_state_dict(torch.load(checkpoint, map_location=job.device, weights_only=True))
                 model.to(job.device)
                 if test_split == "test":
@@ -149,8 +158,10 @@ def train_and_test(
         selection = _selection(trainer, watch, args)
         record = plain({
             "schema_version": SCHEMA_VERSION,
-            "id": identity,
-            "started": started.isoformat(timespec="seconds"),
+            "id": kept.id,
+            "started": kept.started,
+            "fingerprint": kept.mark,
+            "resumed": kept.resumed,
             "command": job.command,
             "model": job.model,
             "model_source": job.resolved.model.source,
@@ -179,15 +190,17 @@ def train_and_test(
             "metric_rules": {name: rule for name, rule in metric_rules(job.dataset).items() if name in results},
             "checkpoint": str(final) if test_split == "test" else None,
             "peak_memory_mib": machine.peak_memory(job.device),
-            "wall_seconds": round(time.perf_counter() - clock, 3),
+            "wall_seconds": round(kept.seconds, 3),
         })
         if test_split == "test":
-            attach(checkpoint, describe(record, train_mode=args.train_mode, steps=_steps(args, features)))
-            os.utime(checkpoint)  # its time stamp was in use, see EpochWatch
-            os.replace(checkpoint, final)
+            with writing("checkpoint", final):
+                attach(checkpoint, describe(record, train_mode=args.train_mode, steps=_steps(args, features)))
+                os.utime(checkpoint)  # its time stamp was in use, see EpochWatch
+                os.replace(checkpoint, final)
         return record
     finally:
-        checkpoint.unlink(missing_ok=True)
+        with suppress(OSError):  # its folder may have vanished
+            checkpoint.unlink(missing_ok=True)
 
 
 def _complete(job: Job, args: Mapping[str, Any], seq_lens: Any) -> dict[str, Any]:
@@ -232,20 +245,22 @@ def _remedy(metric: str) -> str:
 
 
 def _build(mmsa_run: Any, args: Any, job: Job) -> tuple[Any, Any]:
-    with _failures_named():
+    with _failures_named(args.model_save_path):
         model = mmsa_run.AMIO(args).to(job.device)
         return model, mmsa_run.ATIO().getTrain(args)
 
 
 @contextmanager
-def _failures_named() -> Iterator[None]:
-    """Whatever a model or trainer raises becomes a RunError; the user's own mistakes and Ctrl-C pass."""
+def _failures_named(checkpoint: Path) -> Iterator[None]:
+    """Whatever a model or trainer raises becomes a RunError; the user's own mistakes and signals pass."""
     try:
         yield
     except (InputError, RunError, EnoughEpochs, GivenUp):
         raise
     except Exception as error:
-        raise RunError(f"{type(error).__name__}: {str(error).strip() or 'no message'}") from error
+        interrupts.check()  # a signal to the whole group ends the data loader's workers first
+        raise not_written(error, checkpoint) or RunError(
+            f"{type(error).__name__}: {str(error).strip() or 'no message'}") from error
 
 
 def _selection(trainer: Any, watch: EpochWatch, args: Mapping[str, Any]) -> dict[str, Any]:

@@ -87,7 +87,7 @@ class EpochWatch:
     """Keeps one entry per validation pass: {"epoch", "train", "valid", "seconds", "selected"}; tells ``after_epoch``.
 
     Whether an epoch was selected shows in the checkpoint file: after each look its time stamp is set to zero, so any
-    other value means that it was written since.
+    other value means that it was written since, whatever the clock says.
     """
 
     def __init__(self, checkpoint: Path, valid_loader: Any, max_epochs: int | None = None) -> None:
@@ -108,7 +108,7 @@ class EpochWatch:
         original, logger, ears = trainer.do_test, logging.getLogger("MMSA"), _Ears(self._train_loss)
 
         def do_test(model: Any, dataloader: Any, *args: Any, **kwargs: Any) -> Any:
-            self._look_at_checkpoint()
+            self.look()
             results = original(model, dataloader, *args, **kwargs)
             if dataloader is self.valid_loader:
                 self._add(results)
@@ -120,16 +120,33 @@ class EpochWatch:
             with overlaid(trainer, "do_test", do_test):
                 yield
         finally:
-            self._look_at_checkpoint()
+            self.look()
             logger.removeHandler(ears)
 
     def best_epoch(self) -> int | None:
         """Number of the last epoch whose state was saved."""
         return max((entry["epoch"] for entry in self.epochs if entry["selected"]), default=None)
 
+    def content(self) -> Any:
+        """The checkpoint's bytes as a tensor (B,) of uint8, for the state of a run; None before there is one."""
+        import torch
+
+        self.look()
+        if not self.checkpoint.exists():
+            return None
+        return torch.frombuffer(bytearray(self.checkpoint.read_bytes()), dtype=torch.uint8)
+
+    def go_on(self, epochs: list[dict[str, Any]], content: Any) -> None:
+        """Be where another watch was: its epochs, and its checkpoint as ``content`` gave it."""
+        self.epochs = list(epochs)
+        if content is not None:
+            self.checkpoint.write_bytes(content.numpy().tobytes())
+            os.utime(self.checkpoint, ns=(0, 0))
+
     def _add(self, results: dict[str, Any]) -> None:
         now = time.perf_counter()
-        numbers = {name: value for name, value in results.items() if is_number(value)}
+        numbers = {name: getattr(value, "item", lambda value=value: value)() for name, value in results.items()
+                   if is_number(value)}  # Python's own, which the state of a run can hold
         self.epochs.append({
             "epoch": len(self.epochs) + 1,
             "train": dict(self._train_loss),
@@ -142,7 +159,8 @@ class EpochWatch:
         if self.after_epoch is not None:
             self.after_epoch(self.epochs[-1])
 
-    def _look_at_checkpoint(self) -> None:
+    def look(self) -> None:
+        """Note whether the checkpoint was written since the last look."""
         if self.epochs and self.checkpoint.exists() and self.checkpoint.stat().st_mtime_ns:
             self.epochs[-1]["selected"] = True
             os.utime(self.checkpoint, ns=(0, 0))

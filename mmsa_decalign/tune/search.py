@@ -17,12 +17,12 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 
 from ..compare import grid
 from ..data.schema import Features
-from ..errors import InputError, RunError
+from ..errors import InputError, Interrupted, RunError
 from ..harness.datasets import load_features, make_splits
-from ..harness.interrupts import remembered
+from ..harness.interrupts import held, remembered
 from ..harness.job import Job, check_folders, prepare
 from ..harness.progress import stderr_console
-from ..harness.runner import RunInterrupted, session
+from ..harness.runner import session
 from . import worker
 from .result import Found, collect
 from .space import parameters, settings_of
@@ -44,7 +44,7 @@ def tune(options: Mapping[str, Any], trials: int, *, storage: str | Path | None 
     processes that share the CPUs, or the GPUs.
 
     A trial that fails is kept with its error. Raises InputError where there is nothing to tune, RunError when the
-    workers keep crashing, RunInterrupted on Ctrl-C; what is finished stays, and what was running is tried again.
+    workers keep crashing, Interrupted by a signal; what is finished stays, and what was running is tried again.
     """
     job = prepare(**{**options, "tuning": True})
     search, features = _prepare(job, trials, storage, prune)
@@ -83,9 +83,9 @@ def _run(search: Search, study: optuna.Study, features: Features, lines: _Lines,
                 work(search, study, features, bars, lines.look)
         else:
             _Workers(search, study, lines, options, jobs).run()
-    except KeyboardInterrupt:
-        raise RunInterrupted(f"interrupted; {len(finished(study))} of {search.trials} trials finished, in "
-                             f"{search.storage}; the same call goes on from there") from None
+    except KeyboardInterrupt as stop:
+        raise Interrupted.after(stop, f"{len(finished(study))} of {search.trials} trials finished, in "
+                                      f"{search.storage}; the same call goes on from there") from None
 
 
 class _Workers:
@@ -101,12 +101,12 @@ class _Workers:
 
     def run(self) -> None:
         """Until every worker has found nothing more to do."""
-        with grid.terminated(), remembered() as check_interrupt, self.lines.live():
+        with remembered() as check, held("stopping the workers"), self.lines.live():
             try:
                 for slot in range(min(self.jobs, max(1, self.search.trials - len(finished(self.study))))):
                     self._start(slot)
                 while self.running:
-                    check_interrupt()
+                    check()
                     time.sleep(_POLL_SECONDS)
                     if self.lines.look():
                         self.crashes = 0
@@ -147,15 +147,11 @@ class _Workers:
 
     def _stop(self) -> None:
         stopped = list(self.running.values())
-        for process in stopped:
-            process.terminate()
-        for process in stopped:
-            try:
-                process.wait(grid.STOP_SECONDS)
-            except subprocess.TimeoutExpired:
-                process.kill()
-                process.wait()
-            _close(process)
+        try:
+            grid.stop_all(stopped)
+        finally:
+            for process in stopped:
+                _close(process)
         if stopped:
             with locked(self.search):
                 take_back(self.search, self.study)

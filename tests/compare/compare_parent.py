@@ -8,6 +8,7 @@ from compare_stub import cell
 
 from mmsa_decalign.compare import grid
 from mmsa_decalign.compare.store import Store
+from mmsa_decalign.errors import Interrupted
 
 
 class Silent:
@@ -24,5 +25,8 @@ if __name__ == "__main__":
     path, log, cells, workers, seconds = sys.argv[1:]
     grid.WORKER = "compare_stub"
     plan = [cell("slow", number, log=log, seconds=float(seconds)) for number in range(int(cells))]
-    outcome = grid.run(plan, Store(path), Silent(), workers=int(workers), device="cpu")
+    try:
+        outcome = grid.run(plan, Store(path), Silent(), workers=int(workers), device="cpu")
+    except Interrupted as stop:
+        sys.exit(stop.exit_code)
     print(len(outcome.found), len(outcome.done), len(outcome.failed))

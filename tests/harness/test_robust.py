@@ -14,10 +14,10 @@ from rich.console import Console
 
 from mmsa_decalign.cli import main
 from mmsa_decalign.data.synthetic import write_synthetic
-from mmsa_decalign.errors import RunError
+from mmsa_decalign.errors import Interrupted, RunError
 from mmsa_decalign.harness import robust, watch
 from mmsa_decalign.harness.robust_report import plot_curves, print_curves
-from mmsa_decalign.harness.runner import RunInterrupted, prepare, run
+from mmsa_decalign.harness.runner import prepare, run
 
 TINY = {"d_model": 8, "num_heads": 2, "nlevels": 1, "num_prototypes": 2, "num_epochs": 2, "batch_size": 16}
 
@@ -132,7 +132,7 @@ def test_a_failed_or_interrupted_seed_keeps_what_is_finished(
     out = tmp_path / "figures.csv"
     jobs = {"toy": job("toy", tiny, folders, [7, 8], overrides={"behaviour": "interrupt", "bad_seed_number": 2})}
     result = robust.plan(jobs, ("text",), (0.0, 1.0))
-    with pytest.raises(RunInterrupted, match=r"interrupted; 1 of 2 trainings finished; their figures are in .*figures"):
+    with pytest.raises(Interrupted, match=r"interrupted; 1 of 2 trainings finished; their figures are in .*figures"):
         robust.measure(jobs, result, out)
     assert [row["seed"] for row in result.rows] == [7, 7]
     with out.open() as stream:

@@ -16,10 +16,10 @@ import pytest
 import torch
 
 from mmsa_decalign import Settings
-from mmsa_decalign.errors import InputError, RunError
+from mmsa_decalign.errors import InputError, Interrupted, RunError
 from mmsa_decalign.harness import job, watch
 from mmsa_decalign.harness.records import plain, summarise
-from mmsa_decalign.harness.runner import Outcome, RunInterrupted, prepare, run
+from mmsa_decalign.harness.runner import Outcome, prepare, run
 
 # Enough to pass through every line of a model, small enough for a test.
 SMALL: dict[str, dict[str, Any]] = {
@@ -141,10 +141,11 @@ def test_a_crash_names_the_seed_and_keeps_finished_ones(tiny: Path, folders: dic
 
 
 def test_ctrl_c_leaves_the_finished_seeds(tiny: Path, folders: dict[str, Path], toy: str) -> None:
-    with pytest.raises(RunInterrupted) as stop:
+    with pytest.raises(Interrupted) as stop:
         do("toy", tiny, folders, seeds=[7, 8, 9], overrides={"behaviour": "interrupt", "bad_seed_number": 3})
     runs = folders["res_save_dir"] / "runs"
-    assert str(stop.value) == f"interrupted; 2 of 3 seeds finished, their results are in {runs}"
+    assert str(stop.value) == (f"interrupted; 2 of 3 seeds finished, their results are in {runs}\n"
+                               "The same command with --resume does the rest; seed 9 starts at its beginning")
     seeds = sorted(json.loads(path.read_text())["seed"] for path in runs.iterdir())
     assert seeds == [7, 8]
     assert not (folders["res_save_dir"] / "normal").exists()

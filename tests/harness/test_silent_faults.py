@@ -20,11 +20,11 @@ from easydict import EasyDict
 from harness_matrix import write_encoder
 
 from mmsa_decalign.data.synthetic import write_synthetic
-from mmsa_decalign.errors import InputError, RunError
+from mmsa_decalign.errors import InputError, Interrupted, RunError
 from mmsa_decalign.harness import training
 from mmsa_decalign.harness.compat import PATCHES, View, replace
 from mmsa_decalign.harness.registry import active
-from mmsa_decalign.harness.runner import RunInterrupted, prepare, run
+from mmsa_decalign.harness.runner import prepare, run
 
 BY_NAME = {patch.name: patch for patch in PATCHES}
 
@@ -214,7 +214,7 @@ def test_ctrl_c_loses_the_finished_seeds(
     with pytest.raises(KeyboardInterrupt):
         plain(mosi, tmp_path, seeds=(7, 8))
     assert list((tmp_path / "results" / "normal").iterdir()) == []
-    with pytest.raises(RunInterrupted, match="1 of 2 seeds finished"):
+    with pytest.raises(Interrupted, match="1 of 2 seeds finished"):
         ours(mosi, folders, seeds=[7, 8])
     (record,) = (folders["res_save_dir"] / "runs").iterdir()
     assert json.loads(record.read_text())["seed"] == 7

@@ -24,12 +24,12 @@ from optuna.trial import TrialState
 from rich.console import Console
 
 from mmsa_decalign.cli import main
-from mmsa_decalign.errors import InputError, RunError
+from mmsa_decalign.errors import InputError, Interrupted, RunError
 from mmsa_decalign.harness import watch
 from mmsa_decalign.harness.catalogue import catalogue, mmsa_config
 from mmsa_decalign.harness.config import resolve
 from mmsa_decalign.harness.datasets import load_features
-from mmsa_decalign.harness.runner import RunInterrupted, prepare, run
+from mmsa_decalign.harness.runner import prepare, run
 from mmsa_decalign.tune import result, search, space, study
 from mmsa_decalign.tune.result import Found
 from mmsa_decalign.tune.search import tune, tune_job
@@ -268,7 +268,7 @@ def test_ctrl_c_leaves_the_study_usable_and_the_trial_in_the_queue(
         return original(self, *args, **kwargs)
 
     monkeypatch.setattr(harness_toy.ToyTrainer, "do_train", do_train)
-    with pytest.raises(RunInterrupted, match="2 of 4 trials finished, in .*the same call goes on from there"):
+    with pytest.raises(Interrupted, match="2 of 4 trials finished, in .*the same call goes on from there"):
         found("toy", tiny, folders, 4, epochs=1)
     one = found("toy", tiny, folders, 4, epochs=1)
     assert (len(one.trials), one.earlier) == (4, 2)
@@ -453,7 +453,7 @@ def test_ctrl_c_stops_the_workers(tiny: Path, folders: dict[str, Path], one_thre
 
     monkeypatch.setattr(search._Workers, "_start", start)
     monkeypatch.setattr(search._Lines, "look", look)
-    with pytest.raises(RunInterrupted, match="0 of 3 trials finished"):
+    with pytest.raises(Interrupted, match="0 of 3 trials finished"):
         tune(options("lmf", tiny, folders, **ENDLESS), 3, jobs=2)
     assert all(process.poll() is not None for process in started)
     planned = job("lmf", tiny, folders, **ENDLESS)
