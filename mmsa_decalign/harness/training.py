@@ -33,7 +33,7 @@ from .records import SCHEMA_VERSION, plain
 from .resume import Kept
 from .samples import Listener, Samples
 from .storage import not_written, refused, writing
-from .unfinished import Batches, best_kept, check_losses
+from .unfinished import Batches, best_kept, check_losses, clear
 from .watch import EnoughEpochs, EpochWatch, GivenUp, SealedLoader, TrainLoader, is_number
 
 MAX_EPOCHS = 500  # where the settings name no max_epochs; MMSA's trainers stop early or never
@@ -197,6 +197,7 @@ def train_and_test(
                 attach(checkpoint, describe(record, train_mode=args.train_mode, steps=_steps(args, features)))
                 os.utime(checkpoint)  # its time stamp was in use, see EpochWatch
                 os.replace(checkpoint, final)
+                clear(final)
         return record
     finally:
         with suppress(OSError):  # its folder may have vanished

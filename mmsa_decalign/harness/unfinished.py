@@ -8,6 +8,7 @@ taken the step. DecAlign's trainer looks at each of its terms before it steps (t
 
 from __future__ import annotations
 
+import glob
 import math
 import os
 from collections.abc import Callable, Iterator, Mapping
@@ -19,6 +20,7 @@ from ..errors import RunError
 from ..finite import in_words, kind, place, suspects
 from .checkpoints import attach
 
+_UNFINISHED = "-unfinished-epoch"  # behind the name of a run's checkpoint
 REMEDY = "try a lower learning_rate, or look at these samples"
 
 
@@ -97,8 +99,14 @@ def best_kept(
         epoch = best()
         if epoch is None or not checkpoint.exists():
             raise
-        kept = final.with_name(f"{final.stem}-unfinished-epoch{epoch}.pth")
+        kept = final.with_name(f"{final.stem}{_UNFINISHED}{epoch}.pth")
         attach(checkpoint, description())
         os.utime(checkpoint)  # its time stamp was in use, see EpochWatch
         os.replace(checkpoint, kept)
         raise RunError(f"{error}\nThe best epoch before that, {epoch}, is kept: {kept}") from error
+
+
+def clear(final: Path) -> None:
+    """A run that failed before has been finished: what ``best_kept`` had kept of it is no longer needed."""
+    for path in final.parent.glob(f"{glob.escape(final.stem + _UNFINISHED)}*.pth"):
+        path.unlink(missing_ok=True)

@@ -56,7 +56,7 @@ def test_the_best_epoch_is_kept_and_predicts(
     where = "decalign on synthetic, seed 7: epoch 3, batch 1 of 1: "
     assert first.startswith(f"{where}the features under the hetero and homo losses are not finite")
     assert "(samples " in first
-    kept = list(folders["model_save_dir"].iterdir())
+    kept = list(folders["model_save_dir"].glob("*.pth"))
     assert second == f"The best epoch before that, 2, is kept: {kept[0]}"
     assert [path.name.endswith("-unfinished-epoch2.pth") for path in kept] == [True]
     predicted = predict(kept[0], tiny)
