@@ -73,7 +73,8 @@ def measure(kind: str, files: list[Path], seeds: list[int], runs: Path) -> dict[
     results.add(cell.entry() for cell in cells)
     for cell in track(cells, kind, console=stderr_console()):
         do(cell.key, results)
-    return {**table.make_table(made, results), "ridge, text": [ridge(path, ("text",)) for path in files]}
+    return {**table.make_table(made, results), "ridge, text": [ridge(path, ("text",)) for path in files],
+            "seconds_an_epoch": seconds_an_epoch(made, results)}
 
 
 def do(key: str, results: Store) -> None:
@@ -87,26 +88,56 @@ def do(key: str, results: Store) -> None:
 
 
 def markdown(document: Mapping[str, Any]) -> str:
-    """A line a row: both metrics on each fold with their deviation over the seeds, and what the test says of them."""
+    """A line a row: both metrics on each fold with their deviation over the seeds, and seconds an epoch."""
     parts = document["data"]
     lines = ["| | " + " | ".join(f"{part['label']} {name}" for part in parts for name, *_ in METRICS)
-             + " | against the full model |", "| --- |" + " --- |" * (len(METRICS) * len(parts) + 1)]
+             + " | s an epoch |", "| --- |" + " --- |" * (len(METRICS) * len(parts) + 1)]
     for row in parts[0]["rows"]:
-        cells, verdicts = [], []
+        cells = []
         for part in parts:
-            (same,) = [one for one in part["rows"] if one["label"] == row["label"]]
+            found = _same(part, row["label"])["metrics"]
             for name, factor, digits in METRICS:
-                found = same["metrics"][name]
-                mean, deviation = found["mean"], found["std"]
-                cells.append("-" if mean is None else f"{factor * mean:.{digits}f}"
-                             + ("" if deviation is None else f" ± {factor * deviation:.{digits}f}"))
-                verdict = same["against"].get(name, {}).get("verdict")
-                if verdict in ("better", "worse"):
-                    verdicts.append(f"{verdict} on {part['label']} {name}")
-        said = "reference" if row["label"] == ablate.FULL else ", ".join(verdicts) or "no difference shown"
-        lines.append(f"| {row['label']} | " + " | ".join(cells) + f" | {said} |")
+                average, deviation = found[name]["mean"], found[name]["std"]
+                spread = "" if not deviation else f" ± {factor * deviation:.{digits}f}"
+                cells.append("-" if average is None else f"{factor * average:.{digits}f}{spread}")
+        seconds = document["seconds_an_epoch"].get(row["label"])
+        lines.append(f"| {row['label']} | " + " | ".join(cells) + f" | {'' if seconds is None else f'{seconds:.3f}'} |")
     alone = [f"{factor * one[name]:.{digits}f}" for one in document["ridge, text"] for name, factor, digits in METRICS]
-    return "\n".join([*lines, f"| ridge, text | {' | '.join(alone)} | not tested |"])
+    return "\n".join([*lines, f"| ridge, text | {' | '.join(alone)} | |"])
+
+
+def differences(document: Mapping[str, Any]) -> str:
+    """A line a row: what it has more than the full model, with the 95 % interval, and whether the test tells them."""
+    parts = document["data"]
+    columns = [f"{part['label']} {name}" for part in parts for name, *_ in METRICS]
+    lines = ["| minus the full model | " + " | ".join(columns) + " |", "| --- |" + " --- |" * len(columns)]
+    for row in parts[0]["rows"]:
+        if row["label"] == ablate.FULL:
+            continue
+        cells = []
+        for part in parts:
+            against = _same(part, row["label"])["against"]
+            for name, factor, digits in METRICS:
+                one = against.get(name)
+                told = one is not None and one["verdict"] in ("better", "worse")
+                cells.append("-" if one is None else f"{factor * one['difference']:+.{digits}f} "
+                             f"[{factor * one['low']:+.{digits}f}, {factor * one['high']:+.{digits}f}]"
+                             + (f" {one['verdict']}" if told else ""))
+        lines.append(f"| {row['label']} | " + " | ".join(cells) + " |")
+    return "\n".join(lines)
+
+
+def _same(part: Mapping[str, Any], label: str) -> Mapping[str, Any]:
+    return next(one for one in part["rows"] if one["label"] == label)
+
+
+def seconds_an_epoch(made: plan.Plan, results: Store) -> dict[str, float]:
+    """Median over all epochs of a row's runs; not of ridge and constants, which have none."""
+    found: dict[str, list[float]] = {}
+    for cell in made.cells:
+        record = results.record(cell.key)
+        found.setdefault(cell.row, []).extend(epoch["seconds"] for epoch in record["epochs"])
+    return {label: float(np.median(seconds)) for label, seconds in found.items() if seconds}
 
 
 def standing(document: Mapping[str, Any]) -> str:
@@ -137,8 +168,10 @@ def main() -> None:
         for kind in KINDS:
             if files := getattr(arguments, kind):
                 document = measure(kind, files, seeds, runs)
-                text = (f"{in_words(about)}, seeds {seeds}, test splits\n\nMean ± deviation over the seeds; Acc-2 in "
-                        f"per cent\n\n{markdown(document)}\n\n{standing(document)}\n")
+                text = (f"{in_words(about)}, seeds {seeds}, test splits\n\nMean ± deviation over the seeds, Acc-2 in "
+                        f"per cent; seconds with whatever else the machine did\n\n{markdown(document)}\n\n"
+                        f"{standing(document)}\n\nDifferences with 95 % intervals; better and worse only where the "
+                        f"test says so\n\n{differences(document)}\n")
                 store(arguments.out, f"study_{kind}", text, {"about": about, "table": document})
                 print(text)
 
