@@ -21,7 +21,6 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor, nn, optim
-from torch.utils.data import DataLoader
 
 from .diagnosis import Advice, after, before, measured, note
 from .errors import InputError, RunError, nearest
@@ -35,12 +34,11 @@ from .finite import (
     set_random_state,
     suspects,
 )
-from .masking import steps_mask, trailing_lengths
 from .model import DecAlign
 from .objective import Objective, objective, task_loss, weights
 from .ops.precision import NotFinite
-from .settings import MODALITIES, Settings
-from .skip import start_as_ridge
+from .preparation import inputs_of, prepare
+from .settings import Settings
 from .training_state import Training, generators_of
 
 logger = logging.getLogger("MMSA")
@@ -107,9 +105,7 @@ class DecAlignTrainer:
     ) -> dict[str, list] | None:
         s = self.settings
         decalign = _inner(model)
-        class_weights = self._prepare(decalign, dataloader["train"], self.args["device"])
-        if s.skip_start == "ridge" and s.skipping:
-            self._start_skip(decalign, dataloader)
+        class_weights = prepare(decalign, dataloader, self.args["device"])
         optimizer = _optimizer(decalign, s)
         scheduler = optim.lr_scheduler.ReduceLROnPlateau(optimizer, patience=s.scheduler_patience, factor=s.factor)
         training = self._training = Training(model, optimizer, scheduler, generators_of(dataloader["train"]))
@@ -198,32 +194,6 @@ class DecAlignTrainer:
                 "Labels": label.tolist(),
             }
         return results
-
-    def _prepare(self, model: DecAlign, loader: Any, device: Any) -> Tensor | None:
-        """What has to be known of the training split before the first step: input statistics, class weights."""
-        s = self.settings
-        if s.need_feature_standardized:
-            _fit_standardisers(model, loader, s)
-        if s.train_mode != "classification" or s.class_weights is None:
-            return None
-        if isinstance(s.class_weights, tuple):
-            return torch.tensor(s.class_weights, dtype=torch.float32, device=device)
-        labels = torch.cat([batch["labels"]["M"].flatten() for batch in _in_order(loader)]).long()
-        count = torch.bincount(labels, minlength=s.num_classes).clamp_min(1)
-        return (len(labels) / (s.num_classes * count)).to(device)
-
-    def _start_skip(self, model: DecAlign, loaders: Mapping[str, Any]) -> None:
-        """Ridge regression of the training split's labels on its pooled inputs, with a penalty for the validation's."""
-        model.eval()
-
-        def pooled(split: str) -> tuple[Tensor, Tensor]:
-            with torch.no_grad():
-                batches = [(*_inputs(batch, self.args["device"]), batch["labels"]["M"].flatten())
-                           for batch in _in_order(loaders[split])]
-                inputs = [model.pooled_inputs(*features, **more) for features, more, _ in batches]
-            return torch.cat(inputs), torch.cat([labels for _, _, labels in batches])
-
-        start_as_ridge(model.skip, model.head, pooled("train"), pooled("valid"))
 
     def _train_epoch(
         self, training: Training, loader: Any, class_weights: Tensor | None, epoch: int
@@ -317,20 +287,8 @@ def _lower_is_better(metric: str) -> bool:
 
 def _outputs(model: nn.Module, batch: Mapping[str, Any], device: Any) -> dict[str, Any]:
     """The model on a batch."""
-    inputs, more = _inputs(batch, device)
+    inputs, more = inputs_of(batch, device)
     return model(*inputs, **more)
-
-
-def _inputs(batch: Mapping[str, Any], device: Any) -> tuple[list[Tensor], dict[str, Any]]:
-    """What the model gets of a batch: valid steps by modality for those that the loader knows (MMSA's own knows fewer
-    than ours), and who has which modality, where the loader says so."""
-
-    def known(key: str) -> dict[str, Tensor]:
-        return {m: torch.as_tensor(batch[key.format(m)]).to(device) for m in MODALITIES if key.format(m) in batch}
-
-    present = known("{}_present")
-    more = {"present": present} if present else {}
-    return [batch[m].to(device) for m in MODALITIES], {"lengths": known("{}_lengths"), **more}
 
 
 def _optimizer(model: DecAlign, s: Settings) -> optim.Optimizer:
@@ -342,25 +300,3 @@ def _optimizer(model: DecAlign, s: Settings) -> optim.Optimizer:
         rate = s.learning_rate if s.bert_learning_rate is None else s.bert_learning_rate
         groups.insert(0, {"params": encoder, "lr": rate})
     return optim.Adam(groups, weight_decay=s.weight_decay, fused=True)
-
-
-def _in_order(loader: Any) -> DataLoader:
-    """The samples of a loader, without drawing from its random state or moving its progress bar."""
-    return DataLoader(loader.dataset, batch_size=256)
-
-
-def _fit_standardisers(model: DecAlign, loader: Any, s: Settings) -> None:
-    for m in s.feature_standardize_modalities:
-        if m not in s.modalities or (m == "text" and model.text_encoder is not None):
-            continue
-        rows = []
-        for batch in _in_order(loader):
-            x, steps = batch[m], batch.get(f"{m}_lengths")
-            valid = trailing_lengths(x) if steps is None else torch.as_tensor(steps)
-            mask = steps_mask(valid, x.shape[1]) if s.use_sequence_mask else torch.ones(x.shape[:2], dtype=torch.bool)
-            if f"{m}_present" in batch:
-                mask = mask & batch[f"{m}_present"].unsqueeze(1)
-            rows.append(x[mask])
-        if not sum(map(len, rows)):
-            continue  # no sample of the training split has this modality
-        model.standardise[m].fit(rows, s.feature_clip_percentiles)

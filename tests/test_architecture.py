@@ -29,7 +29,7 @@ LAYERS = (
     {"settings", "data", "verify"},
     {"masking", "presence", "standardise", "encoder", "kernels", "fusion", "objective", "finite", "model", "release",
      "skip"},
-    {"training_state", "diagnosis", "trainer"},
+    {"training_state", "diagnosis", "preparation", "trainer"},
     {"harness"},
     {"compare"},
     {"tune"},

@@ -77,8 +77,8 @@ def do(spec: Mapping[str, Any], folder: Path, device: str, events: str | None = 
     from ..harness.runner import session, warn_of_labels
     from ..harness.training import train_and_test
 
-    job = dataclasses.replace(job_of(spec, folder, device), tensorboard=Path(events) if events else None,
-                              resume=any(path.suffix in states.SUFFIXES for path in folder.iterdir()))
+    left = folder.is_dir() and any(path.suffix in states.SUFFIXES for path in folder.iterdir())
+    job = dataclasses.replace(job_of(spec, folder, device), tensorboard=Path(events) if events else None, resume=left)
     features = load_features(job.feature_file, job.files)
     splits = make_splits(job.resolved.settings, features)
     check_folders(job)

@@ -32,7 +32,8 @@ def advise(
 
     ``found`` is what the checkpoint predicted on ``split``; None where the trainer does not show it.
     """
-    rules = (losses(epochs), epoch(epochs, selection, settings), predictions(found, settings, split))
+    account = [entry for entry in epochs if isinstance(entry, Mapping)]  # a plugin's own may hold anything
+    rules = (losses(account), epoch(epochs, selection, settings), predictions(found, settings, split))
     own = [one for one in rules if one is not None]
     for one in own:
         LOGGER.warning("%s; try %s", one["what"], one["try"])

@@ -46,10 +46,10 @@ def trained(tmp_path_factory: pytest.TempPathFactory) -> SimpleNamespace:
         seen["valid"] = loaders["valid"]
         return whole(self, model, loaders, *more, **named)
 
-    def train_epoch(self: Any, model: Any, *more: Any) -> Any:
+    def train_epoch(self: Any, training: Any, *more: Any) -> Any:
         if "before" not in seen:
-            seen["before"] = inside._state(model, seen["valid"])
-        return epoch(self, model, *more)
+            seen["before"] = inside._state(training.model, seen["valid"])
+        return epoch(self, training, *more)
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(DecAlignTrainer, "do_train", do_train)

@@ -10,6 +10,7 @@ import pytest
 from mmsa_decalign.errors import InputError
 from mmsa_decalign.harness.catalogue import catalogue, mmsa_config
 from mmsa_decalign.harness.config import parse_overrides, resolve
+from mmsa_decalign.settings import Settings
 
 
 def test_every_configuration_of_mmsa_resolves_as_in_mmsa() -> None:
@@ -186,3 +187,37 @@ def test_a_malformed_tuning_space_is_named(tmp_path: Path, debug: dict[str, obje
         resolve("decalign", "mosi", config=file, tuning=True)
     assert message in str(caught.value)
     assert str(file) in str(caught.value)
+
+
+# d, heads, layers, kernel, reg, K, alpha, beta, contrastive, batch, rate, decay, clip, epochs, early stop, KeyEval: as
+# the authors publish them.
+PUBLISHED = {
+    "mosi": (64, 8, 5, 1, 0.1, 7, 0.05, 0.07, 0.003, 32, 6e-5, 0.005, 0.6, 18, 6, "Loss"),
+    "mosei": (64, 8, 4, 5, 0.1, 7, 0.005, 0.0, 0.001, 128, 5e-5, 0.005, 0.6, 16, 5, "Non0_acc_2"),
+    "sims": (32, 8, 4, 5, 0.1, 7, 0.0175, 0.0525, 0.01, 24, 3.5e-5, 0.005, 0.5, 55, 11, "F1_score"),
+    "iemocap": (48, 4, 4, 1, 0.1, 6, 0.05, 0.05, 0.0, 32, 1e-4, 0.005, 0.6, 50, 5, "Weighted_F1"),
+}
+
+
+@pytest.mark.parametrize("dataset", PUBLISHED)
+def test_the_settings_of_the_release_are_the_published_ones(dataset):
+    s = Settings.from_args(resolve("decalign", dataset, config="release").settings)
+    found = (s.d_model, s.num_heads, s.nlevels, *set(s.conv_kernel_sizes), s.ot_reg, s.num_prototypes, s.alpha, s.beta,
+             s.ct_weight, s.batch_size, s.learning_rate, s.weight_decay, s.clip, s.num_epochs, s.early_stop, s.KeyEval)
+    assert found == PUBLISHED[dataset]
+    assert (s.ot_solver, s.use_sequence_mask, s.pooled_skip, s.head_width) == ("release", False, (), None)
+    assert s.need_feature_standardized == (dataset in ("mosei", "sims"))
+    assert s.task_loss == "mse"
+
+
+def test_other_data_sets_differ_from_the_release_by_masks_and_solver_alone():
+    for dataset in ("mosei", "sims", "iemocap"):
+        ours, theirs = (resolve("decalign", dataset, config=config).settings for config in (None, "release"))
+        assert {key for key in {*ours, *theirs} if ours.get(key) != theirs.get(key)} == {
+            "ot_solver", "use_sequence_mask", "skip_equal_projection"}
+
+
+def test_mosi_settings_start_from_ridge_regression_and_those_for_vectors_do_not():
+    sequences, vectors = (resolve("decalign", "mosi", config=config).settings for config in (None, "utterance"))
+    assert [key for key in sequences if sequences[key] != vectors[key]] == ["skip_start"]
+    assert (sequences["skip_start"], vectors["skip_start"]) == ("ridge", "zero")

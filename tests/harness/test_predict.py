@@ -203,7 +203,9 @@ def test_a_deep_model_in_calls_of_every_size(tmp_path: Path) -> None:
     data = make_synthetic(layout="mosi", samples=(33, 6, 45))
     data["generator"] = None
     file = dump(tmp_path / "mosi.pkl", data)
-    done = train(tmp_path, "decalign", "mosi", file, overrides={"num_epochs": 1, "need_feature_standardized": True})
+    deep = {"num_epochs": 1, "nlevels": 5, "num_heads": 8, "head_width": None, "pooled_skip": [], "skip_start": "zero",
+            "projection_activation": "none"}
+    done = train(tmp_path, "decalign", "mosi", file, overrides=deep)
     state = torch.load(done.checkpoint, weights_only=True)
     weight = next(name for name in state if name.endswith("head.weight"))
     scale = 2 / float(np.std(outputs(done.predict())))
