@@ -27,7 +27,7 @@ from typing import Any
 
 import numpy as np
 import timing
-from mosi31 import ridge
+from linear import ridge
 from scipy.stats import sem
 from sklearn.model_selection import GroupKFold
 from study import KINDS, choices_of

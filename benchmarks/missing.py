@@ -29,12 +29,11 @@ METRICS = ("Non0_acc_2", "MAE")
 Settings = tuple[str, str | None, dict[str, Any]]
 DROPOUT = [0.2, 0.2, 0.2]  # by --search
 ROWS: tuple[Settings, ...] = (  # label, shipped configuration, change
-    ("-c utterance", "utterance", {}),
-    (f"-c utterance, modality_dropout={DROPOUT}", "utterance", {"modality_dropout": DROPOUT}),
     ("MOSI settings", None, {}),
+    (f"MOSI settings, modality_dropout={DROPOUT}", None, {"modality_dropout": DROPOUT}),
 )
 SEARCHED: tuple[Settings, ...] = tuple(
-    (f"modality_dropout={rates}", "utterance", {"modality_dropout": rates})
+    (f"modality_dropout={rates}", None, {"modality_dropout": rates})
     for rates in ([0.0] * 3, [0.1] * 3, DROPOUT, [0.3] * 3, [0.1, 0.3, 0.3], [0.3, 0.1, 0.1], [0.5, 0.2, 0.2])
 )
 

@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from mosi31 import ridge
+from linear import ridge
 from rich.progress import track
 from timing import in_words, store, surroundings
 

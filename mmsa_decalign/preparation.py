@@ -28,7 +28,7 @@ def prepare(model: DecAlign, loaders: Mapping[str, Any], device: Any) -> Tensor 
     s = model.settings
     if s.need_feature_standardized:
         _fit_standardisers(model, loaders["train"])
-    if s.skip_start == "ridge" and s.skipping:
+    if s.skipping and _ridge_first(model, loaders["train"]):
         splits = [_pooled(model, loaders[split], device) for split in ("train", "valid")]
         start_as_ridge(model.skip, model.head, *splits)
     if s.train_mode != "classification" or s.class_weights is None:
@@ -55,6 +55,15 @@ def inputs_of(batch: Mapping[str, Any], device: Any) -> tuple[list[Tensor], dict
 def _in_order(loader: Any) -> DataLoader:
     """The samples of a loader, without drawing from its random state or moving its progress bar."""
     return DataLoader(loader.dataset, batch_size=256)
+
+
+def _ridge_first(model: DecAlign, loader: Any) -> bool:
+    """Whether the skip starts as ridge regression. With "auto" only where it averages over steps: among a few hundred
+    single vectors ridge regression leaves too little of the training labels for the rest to learn from."""
+    s = model.settings
+    if s.skip_start != "auto" or s.train_mode != "regression":
+        return s.skip_start == "ridge"
+    return any(loader.dataset[0][m].shape[0] > 1 for m in s.skipping)
 
 
 def _pooled(model: DecAlign, loader: Any, device: Any) -> tuple[Tensor, Tensor]:

@@ -80,7 +80,9 @@ class Settings:
     # Head and objective
     head_width: int | None = None  # None: one linear layer, as published; else a hidden layer of that width before it
     pooled_skip: tuple[str, ...] = ()  # modalities whose average over the steps goes straight to the output, linearly
-    skip_start: str = "zero"  # of that path: "zero", or "ridge": the ridge regression of the training split
+    # Of that path: "zero"; "ridge": the ridge regression of the training split; "auto": that for sequences, zero for
+    # modalities of one step
+    skip_start: str = "zero"
     train_mode: str = "regression"  # or "classification"
     num_classes: int = 3  # read only when train_mode is "classification"
     class_weights: str | tuple[float, ...] | None = None  # None, "balanced", or one weight a class
@@ -193,7 +195,7 @@ _CHOICES = {
     "decoupling_power": (1, 2),
     "train_mode": ("regression", "classification"),
     "task_loss": ("mse", "l1", "smooth_l1"),
-    "skip_start": ("zero", "ridge"),
+    "skip_start": ("zero", "ridge", "auto"),
 }
 _POSITIVE = (
     "d_model num_heads nlevels num_prototypes gmm_var_floor ot_reg ot_tol ct_temperature batch_size learning_rate "
@@ -227,9 +229,9 @@ def _check_values(s: Settings) -> None:
                 raise InputError(f"setting {name} names {one!r}: {nearest(one, MODALITIES)}")
     if not s.modalities or list(s.modalities) != [m for m in MODALITIES if m in s.modalities]:
         raise InputError(f"setting modalities={list(s.modalities)}: expected some of text, audio, vision in order")
-    if s.skip_start != "zero" and (not s.pooled_skip or s.train_mode != "regression"):
-        raise InputError(f"setting skip_start={s.skip_start!r} is about the path of pooled_skip in regression: name "
-                         "modalities there, or leave skip_start out")
+    if s.skip_start == "ridge" and (not s.pooled_skip or s.train_mode != "regression"):
+        raise InputError("setting skip_start='ridge' is about the path of pooled_skip in regression: name modalities "
+                         "there, or leave skip_start out")
     if s.d_model % s.num_heads:
         divisors = [h for h in range(1, s.d_model + 1) if s.d_model % h == 0]
         raise InputError(

@@ -10,6 +10,7 @@ import torch
 from sklearn.linear_model import Ridge
 
 from mmsa_decalign import DecAlign, InputError, Settings
+from mmsa_decalign.preparation import _ridge_first
 from mmsa_decalign.skip import PENALTIES, start_as_ridge
 from mmsa_decalign.trainer import DecAlignTrainer
 
@@ -100,8 +101,9 @@ class Batches(list):
         super().__init__([{**x, "labels": {"M": y}}])
 
 
-def test_training_starts_from_ridge_regression(tmp_path, monkeypatch):
-    args = dataclasses.asdict(settings(pooled_skip=["text"], skip_start="ridge", need_feature_standardized=True,
+@pytest.mark.parametrize("start", ["ridge", "auto"])
+def test_training_starts_from_ridge_regression(tmp_path, start):
+    args = dataclasses.asdict(settings(pooled_skip=["text"], skip_start=start, need_feature_standardized=True,
                                        feature_standardize_modalities=["text"], learning_rate=1e-12, num_epochs=1))
     trainer = DecAlignTrainer(args | {"device": "cpu", "model_save_path": tmp_path / "best.pth"},
                               lambda p, y: {"MAE": float((p - y).abs().mean())})
@@ -116,6 +118,19 @@ def test_training_starts_from_ridge_regression(tmp_path, monkeypatch):
             for p in PENALTIES]
     best = min(np.abs(fit.predict(text) - batch["labels"]["M"].numpy()).mean() for fit in fits)
     assert trainer.history[0]["valid"]["MAE"] == pytest.approx(best, abs=1e-5)
+
+
+def test_left_to_itself_the_path_of_single_steps_and_of_classes_starts_at_zero():
+    loader = Batches(20, 0)
+    model = DecAlign(settings(pooled_skip=["text"], skip_start="auto"))
+    assert _ridge_first(model, loader)
+    for sample in loader.dataset:
+        sample["text"] = sample["text"][:1]
+    assert not _ridge_first(model, loader)
+    assert _ridge_first(DecAlign(settings(pooled_skip=["text"], skip_start="ridge")), loader)
+    assert _ridge_first(DecAlign(settings(pooled_skip=["text", "audio"], skip_start="auto")), loader)
+    classes = settings(pooled_skip=["text", "audio"], skip_start="auto", train_mode="classification")
+    assert not _ridge_first(DecAlign(classes), loader)
 
 
 @pytest.mark.parametrize(("change", "named"), [

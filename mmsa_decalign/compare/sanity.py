@@ -10,11 +10,13 @@ import datetime
 import time
 import uuid
 import warnings
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+
+from ..data.schema import MODALITIES
 
 MEDIAN, MAJORITY = "constant: median", "constant: majority"
 RIDGE, LOGISTIC = "ridge on averages", "logistic regression on averages"
@@ -116,10 +118,10 @@ def predict(name: str, splits: Mapping[str, Any], *, classes: int = 0
     return predicted, float(np.mean(fit.C_)), int(fit.coef_.size + fit.intercept_.size)
 
 
-def averages(split: Any) -> np.ndarray:
-    """(N, D_text + D_audio + D_vision) float64: the mean of each modality over its valid steps."""
+def averages(split: Any, modalities: Sequence[str] = MODALITIES) -> np.ndarray:
+    """(N, sum of the widths) float64: the mean of each modality over its valid steps, side by side."""
     found = []
-    for modality in ("text", "audio", "vision"):
+    for modality in modalities:
         x = getattr(split, modality)
         valid = np.arange(x.shape[1]) < np.asarray(split.lengths[modality])[:, None]
         found.append((x * valid[:, :, None]).sum(axis=1, dtype=np.float64) / valid.sum(axis=1)[:, None])

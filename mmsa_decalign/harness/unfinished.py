@@ -100,9 +100,12 @@ def best_kept(
         if epoch is None or not checkpoint.exists():
             raise
         kept = final.with_name(f"{final.stem}{_UNFINISHED}{epoch}.pth")
-        attach(checkpoint, description())
-        os.utime(checkpoint)  # its time stamp was in use, see EpochWatch
-        os.replace(checkpoint, kept)
+        try:
+            attach(checkpoint, description())
+            os.utime(checkpoint)  # its time stamp was in use, see EpochWatch
+            os.replace(checkpoint, kept)
+        except (OSError, RuntimeError):  # torch's for a disk that is full: that is what ended the run, then
+            raise error from None
         raise RunError(f"{error}\nThe best epoch before that, {epoch}, is kept: {kept}") from error
 
 

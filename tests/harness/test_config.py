@@ -217,7 +217,7 @@ def test_other_data_sets_differ_from_the_release_by_masks_and_solver_alone():
             "ot_solver", "use_sequence_mask", "skip_equal_projection"}
 
 
-def test_mosi_settings_start_from_ridge_regression_and_those_for_vectors_do_not():
+def test_the_settings_for_vectors_are_those_of_mosi_with_the_start_named():
     sequences, vectors = (resolve("decalign", "mosi", config=config).settings for config in (None, "utterance"))
     assert [key for key in sequences if sequences[key] != vectors[key]] == ["skip_start"]
-    assert (sequences["skip_start"], vectors["skip_start"]) == ("ridge", "zero")
+    assert (sequences["skip_start"], vectors["skip_start"]) == ("auto", "zero")
