@@ -38,7 +38,8 @@ class Epochs:
     def ours(self, epochs: int) -> None:
         """`mmsa run decalign mosi` with so many epochs."""
         job = runner.prepare(
-            "decalign", "mosi", overrides={"num_epochs": epochs}, seeds=[1], feature_file=self.fold,
+            "decalign", "mosi", config="release", seeds=[1],
+            overrides={"num_epochs": epochs, "ot_solver": "log", "use_sequence_mask": True}, feature_file=self.fold,
             device=self.device, verbose=0, model_save_dir=self.scratch, res_save_dir=self.scratch, log_dir=self.scratch,
         )
         runner.run(job)
