@@ -40,6 +40,11 @@ CHOICES: dict[str, dict[str, Any]] = {  # what the settings have beyond the publ
     "median bandwidth": {"mmd_bandwidth": "median"},
     "modality dropout 0.2": {"modality_dropout": [0.2, 0.2, 0.2]},
     "without dropout of inputs": {"text_dropout": 0.0, "audio_dropout": 0.0, "vision_dropout": 0.0},
+    "five layers, eight heads": {"nlevels": 5, "num_heads": 8},
+    "dropout as published": {"relu_dropout": 0.1, "embed_dropout": 0.1, "res_dropout": 0.05, "output_dropout": 0.0,
+                             "text_dropout": 0.0, "audio_dropout": 0.0, "vision_dropout": 0.0},
+    "batches of 32": {"batch_size": 32},
+    "learning rate as published": {"learning_rate": 6e-5},
 }
 RELEASE = "settings of the release"
 BASELINES = ("lf_dnn", "lmf", "mfm")
