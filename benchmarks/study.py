@@ -78,7 +78,10 @@ def measure(kind: str, files: list[Path], seeds: list[int], runs: Path) -> dict[
     results.add(cell.entry() for cell in cells)
     for cell in track(cells, kind, console=stderr_console()):
         do(cell.key, results)
-    return {**table.make_table(made, results), "ridge, text": [ridge(path, ("text",)) for path in files],
+    document = table.make_table(made, results)
+    for part in document["data"]:
+        part["feature_files"] = [Path(path).name for path in part["feature_files"]]  # not of whoever measured
+    return {**document, "ridge, text": [ridge(path, ("text",)) for path in files],
             "seconds_an_epoch": seconds_an_epoch(made, results)}
 
 
