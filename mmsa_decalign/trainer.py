@@ -10,11 +10,9 @@ from __future__ import annotations
 import io
 import logging
 import math
-import os
 import time
 import warnings
 from collections.abc import Callable, Iterable, Mapping
-from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +20,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn, optim
 
+from .data.whole import whole
 from .diagnosis import Advice, after, before, measured, note
 from .errors import InputError, RunError, nearest
 from .finite import (
@@ -266,19 +265,14 @@ def _inner(model: nn.Module) -> DecAlign:
 
 def _write(state: Mapping[str, Any], path: Any) -> None:
     """Write a checkpoint in one step: no reader ever sees half of one, nor a full disk a good one cut short."""
-    content = io.BytesIO()
+    content = io.BytesIO()  # not torch.save to the file: what it raises where a disk is full says nothing of disks
     torch.save(state, content)
-    path = Path(path)
-    temporary = path.with_name(f"{path.name}.new")
     try:
-        temporary.write_bytes(content.getbuffer())
-        os.replace(temporary, path)
+        with whole(Path(path), make_folders=False) as temporary:
+            temporary.write_bytes(content.getbuffer())
     except OSError as error:
         raise RunError(f"checkpoint {path} cannot be written ({error.strerror or error}): "
                        "free space there or choose another folder") from error
-    finally:
-        with suppress(OSError):
-            temporary.unlink(missing_ok=True)
 
 
 def _lower_is_better(metric: str) -> bool:

@@ -5,25 +5,27 @@ from __future__ import annotations
 import os
 import uuid
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from ..errors import InputError
 
 
 @contextmanager
-def whole(path: Path) -> Iterator[Path]:
+def whole(path: Path, *, make_folders: bool = True) -> Iterator[Path]:
     """The name to write under inside the block: what lies there becomes `path` at its end, and goes if it fails.
 
-    Missing folders are made.
+    make_folders: make those that are missing; without it a folder that has vanished is an OSError.
     """
     unfinished = path.with_name(f".{path.name}.{uuid.uuid4().hex}.tmp")
-    path.parent.mkdir(parents=True, exist_ok=True)
+    if make_folders:
+        path.parent.mkdir(parents=True, exist_ok=True)
     try:
         yield unfinished
         os.replace(unfinished, path)
     finally:  # also when interrupted
-        unfinished.unlink(missing_ok=True)
+        with suppress(OSError):
+            unfinished.unlink(missing_ok=True)
 
 
 @contextmanager

@@ -6,24 +6,20 @@ import csv
 import io
 import os
 import shutil
-import uuid
 from collections.abc import Sequence
 from pathlib import Path
 
+from ..data.whole import whole
 from ..locks import guarded
 
 
 def write_text(path: Path, text: str) -> None:
     """Write ``text`` to ``path`` in one step: under a temporary name beside it, then renamed over it."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = _beside(path)
-    try:
-        _write_new(temporary, text)
+    with whole(path) as temporary:
+        with temporary.open("x", encoding="utf-8", newline="") as stream:
+            stream.write(text)
         if path.exists():
             shutil.copymode(path, temporary)  # a file that a group may write stays so
-        os.replace(temporary, path)
-    finally:
-        temporary.unlink(missing_ok=True)
 
 
 def append_row(path: Path, header: Sequence[str], row: Sequence[object]) -> None:
@@ -47,15 +43,6 @@ def append_lines(path: Path, header: Sequence[str], lines: str) -> None:
                 raise ValueError(f"{path} has the columns {', '.join(present)}; expected {', '.join(header)}")
         open_line = not text.endswith("\n")  # another program may have left its last line unfinished
         write_text(path, text + ("\n" if open_line else "") + lines)
-
-
-def _beside(path: Path) -> Path:
-    return path.with_name(f".{path.name}.{uuid.uuid4().hex[:8]}.tmp")
-
-
-def _write_new(path: Path, text: str) -> None:
-    with path.open("x", encoding="utf-8", newline="") as stream:
-        stream.write(text)
 
 
 def _csv_line(row: Sequence[object]) -> str:
