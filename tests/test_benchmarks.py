@@ -68,7 +68,7 @@ def test_results_are_strict_json_beside_their_table(timing, tmp_path):
 PROBE = """
 import json
 import epoch, linear, operators, peer, profile_step, scaling, step
-import alignment, alignment_report, choices, diagnosed, missing, study
+import alignment, alignment_report, choices, diagnosed, missing, presets, study
 pairs = [[1.0, 2.0], [2.0, 6.0]]
 print(json.dumps([epoch._summary(pairs), epoch._summary([[1.0], [3.0]])], allow_nan=False))
 """
