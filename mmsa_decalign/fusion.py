@@ -17,7 +17,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from .kernels import add_dropped, attention, dropout, dropped_relu, linear
+from .kernels import attention, dropout, dropped_relu, linear_first, normed_sum
 
 _SMALL = 1 << 15  # features of a batch, below which calling costs more than computing
 
@@ -44,7 +44,7 @@ class Weights(NamedTuple):
 class Rates(NamedTuple):
     """Of dropout, in [0, 1)."""
 
-    attention: float | Tensor = 0.0  # of the attention weights; a tensor (G, 1, 1, 1, 1) for G transformers in one
+    attention: float | Tensor = 0.0  # of the attention weights; a tensor (G,) for G transformers in one
     relu: float = 0.0  # inside the feed-forward layers
     residual: float = 0.0  # of what is added to the residual stream
     embed: float = 0.0  # of the input and the context
@@ -141,7 +141,7 @@ def fuse(
     rates = first.rates if first.training else Rates()
     if first.training and len({t.rates.attention for t in transformers}) > 1:
         each = x[0].new_tensor([t.rates.attention for t in transformers])
-        rates = rates._replace(attention=each.view(-1, 1, 1, 1, 1))
+        rates = rates._replace(attention=each)
     together = (None if own[0] is None else torch.stack(own) for own in (x, context, valid))
     return list(_transform(*together, weights, rates, first.heads, first.causal).unbind(0))
 
@@ -150,57 +150,53 @@ def _transform(
     x: Tensor, context: Tensor | None, valid: Tensor | None, weights: Sequence[Weights], rates: Rates, heads: int,
     causal: bool,
 ) -> Tensor:  # fmt: skip
-    scale = math.sqrt(x.shape[-1])
-    x = dropout(scale * x, rates.embed)
-    mask = None if valid is None else valid[..., None, None, :]
+    n, steps, d = x.shape[-3:]
+    mask = None if valid is None else valid.view(-1, n, 1, valid.shape[-1])
     if context is not None:
-        seen = keys_and_values(dropout(scale * context, rates.embed), weights, heads)
+        seen = keys_and_values(_features_first(math.sqrt(d) * context, rates.embed), weights, heads, n)
     elif causal:
-        steps = torch.ones(x.shape[-2], x.shape[-2], dtype=torch.bool, device=x.device).tril()
-        mask = steps if mask is None else mask & steps
+        earlier = torch.ones(steps, steps, dtype=torch.bool, device=x.device).tril()
+        mask = earlier[None, None] if mask is None else mask & earlier
+    x = _features_first(math.sqrt(d) * x, rates.embed)
     for level, w in enumerate(weights):
-        keys, values = keys_and_values(x, [w], heads)[0] if context is None else seen[level]
-        x = _layer(x, keys, values, mask, w, rates)
-    return x
+        x = _layer(x, keys_and_values(x, [w], heads, n)[0] if context is None else seen[level], mask, w, rates)
+    return x.mT.unflatten(-2, (n, steps))
 
 
-def _layer(x: Tensor, keys: Tensor, values: Tensor, mask: Tensor | None, w: Weights, rates: Rates) -> Tensor:
-    """x = LN(x + drop(attend(x, context))); x = LN(x + drop(W2 drop(relu(W1 x))))."""
-    attended = attend(x, keys, values, mask, w, rates.attention)
-    x = _norm(add_dropped(x, attended, rates.residual), w.attention_gain, w.attention_shift)
-    hidden = linear(dropped_relu(linear(x, w.up, w.up_bias), rates.relu), w.down, w.down_bias)
-    return _norm(add_dropped(x, hidden, rates.residual), w.final_gain, w.final_shift)
+def _features_first(x: Tensor, rate: float) -> Tensor:
+    """(..., N, T, d) to (..., d, N * T), with dropout."""
+    return dropout(x.flatten(-3, -2).mT.contiguous(), rate)
 
 
-def attend(
-    query: Tensor, keys: Tensor, values: Tensor, mask: Tensor | None, w: Weights, rate: float | Tensor = 0.0
-) -> Tensor:
-    """Multi-head attention: softmax(Q K^T / sqrt(d / heads)) V, then a linear layer.
+def _layer(x: Tensor, kv: Tensor, mask: Tensor | None, w: Weights, rates: Rates) -> Tensor:
+    """x = LN(x + drop(attend(x, context))); x = LN(x + drop(W2 drop(relu(W1 x)))), features first."""
+    attended = attend(x, kv, mask, w, rates.attention)
+    x = normed_sum(x, attended, rates.residual, w.attention_gain, w.attention_shift)
+    hidden = dropped_relu(linear_first(w.up, x, w.up_bias), rates.relu)
+    return normed_sum(x, linear_first(w.down, hidden, w.down_bias), rates.residual, w.final_gain, w.final_shift)
 
-    query (N, T, d); keys, values as `keys_and_values` makes them; mask broadcastable to (N, heads, T, S), True where
-    attention may go; rate of dropout on the attention weights.
+
+def attend(query: Tensor, kv: Tensor, mask: Tensor | None, w: Weights, rate: float | Tensor = 0.0) -> Tensor:
+    """Multi-head attention, softmax(Q K^T / sqrt(d / heads)) V, then a linear layer, features first.
+
+    query (d, N * T); kv as `keys_and_values` makes them; mask broadcastable to (G, N, T, S), True where attention may
+    go; rate of dropout on the attention weights. Returns (d, N * T).
     """
-    q = linear(query, w.query, w.query_bias)
-    q = q.unflatten(-1, (keys.shape[-3], -1)).movedim(-3, -1)  # (N, heads, d / heads, T)
-    out = attention(q, keys, values, mask, rate)
-    return linear(out.movedim(-1, -3).flatten(-2), w.attention_out, w.attention_out_bias)
+    heads, n = kv.shape[-4], kv.shape[-2]
+    q = linear_first(w.query, query, w.query_bias).unflatten(-1, (n, -1)).unflatten(-3, (heads, -1))
+    one = q.dim() == 4
+    out = attention(q.unsqueeze(0) if one else q, kv.unsqueeze(0) if one else kv, mask, rate)
+    return linear_first(w.attention_out, out.view(query.shape), w.attention_out_bias)
 
 
-def keys_and_values(context: Tensor, weights: Sequence[Weights], heads: int) -> list[tuple[Tensor, Tensor]]:
-    """Keys and values (N, heads, d / heads, S) of each layer to a context (N, S, d).
+def keys_and_values(context: Tensor, weights: Sequence[Weights], heads: int, n: int) -> list[Tensor]:
+    """Keys and values (2, heads, d / heads, N, S) of each layer to a context (d, N * S), features first.
 
     Those of a small context in one matrix product; those of a large one would not stay in the processor's cache.
     """
     if len(weights) > 1 and context.numel() > _SMALL:
-        return [keys_and_values(context, [w], heads)[0] for w in weights]
+        return [keys_and_values(context, [w], heads, n)[0] for w in weights]
     weight = torch.cat([w.key_value for w in weights], dim=-2)
     bias = torch.cat([w.key_value_bias for w in weights], dim=-1)
-    packed = linear(context, weight, bias).unflatten(-1, (len(weights), 2, heads, -1))
-    packed = packed.movedim((-4, -3, -5), (0, 1, -1)).contiguous()  # (layers, 2, N, heads, d / heads, S)
-    return [(keys, values) for keys, values in (both.unbind(0) for both in packed.unbind(0))]
-
-
-def _norm(x: Tensor, gain: Tensor, shift: Tensor) -> Tensor:
-    if gain.dim() == 1:
-        return F.layer_norm(x, gain.shape, gain, shift)
-    return torch.addcmul(shift[:, None, None], F.layer_norm(x, gain.shape[-1:]), gain[:, None, None])
+    packed = linear_first(weight, context, bias).unflatten(-1, (n, -1))
+    return list(packed.unflatten(-3, (len(weights), 2, heads, -1)).unbind(-6))

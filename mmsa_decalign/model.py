@@ -209,8 +209,8 @@ class DecAlign(nn.Module):
             if features.dim() != 3 or 0 in features.shape:
                 raise InputError(f"{m} has shape {tuple(features.shape)}, expected (N, T, features) with N, T >= 1")
             steps = lengths.get(m)
-            if not self.settings.use_sequence_mask:
-                mask = None
+            if not self.settings.use_sequence_mask or features.shape[1] == 1:
+                mask = None  # one step is always valid
             elif mask is None:
                 steps = trailing_lengths(features) if steps is None else steps.to(features.device)
                 mask = steps_mask(steps, features.shape[1])
@@ -255,8 +255,10 @@ class DecAlign(nn.Module):
             return None, valid[m]
         context = torch.cat([unique[n] for n in others], dim=1)
         if here is None:
-            masks = [valid[n] for n in others]
-            return context, None if masks[0] is None else torch.cat(masks, dim=1)
+            if all(valid[n] is None for n in others):
+                return context, None
+            everybody = torch.ones(len(context), dtype=torch.bool, device=context.device)
+            return context, torch.cat([present_steps(unique[n], valid[n], everybody) for n in others], dim=1)
         present = dict(zip(unique, here.unbind(dim=1), strict=True))
         mask = torch.cat([present_steps(unique[n], valid[n], present[n]) for n in others], dim=1)
         # A sample without any of the others attends to one step of zeros: attention needs something to look at.

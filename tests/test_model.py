@@ -92,8 +92,9 @@ def test_attention_without_masks_equals_torchs_own():
     valid = steps_mask(torch.tensor([6, 2, 4]), 6)
     expected, _ = theirs(query, context, context, key_padding_mask=~valid, need_weights=False)
     weights = unpack(*ours.tensors())
-    keys, values = keys_and_values(context, [weights], 2)[0]
-    assert_same(attend(query, keys, values, valid[:, None, None, :], weights), expected, 1e-12)
+    kv = keys_and_values(context.flatten(0, 1).mT, [weights], 2, len(context))[0]
+    found = attend(query.flatten(0, 1).mT, kv, valid[None, :, None, :], weights).mT.view(query.shape)
+    assert_same(found, expected, 1e-12)
 
 
 def test_self_attention_is_causal_when_asked():
