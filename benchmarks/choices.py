@@ -48,6 +48,7 @@ def rows_of(kind: str) -> list[Row]:
         "no alignment": {"alpha": 0.0, "beta": 0.0, "dec_loss_weight": 0.0},
         "no cross-modal attention": {"use_cross_modal_attention": False},
         "text alone": {"modalities": ["text"]},
+        "three members": {"members": 3},
     }
     return [
         ("shipped settings", "decalign", config, {}),

@@ -53,12 +53,14 @@ class DecAlign(nn.Module):
 
     Args:
         settings: see `Settings`; its `feature_dims` are the raw widths (the text width comes from the encoder when
-            `use_bert` is set).
+            `use_bert` is set). One member alone: for several see `members.build`.
     """
 
     def __init__(self, settings: Settings) -> None:
         super().__init__()
         s = self.settings = settings
+        if s.members != 1:
+            raise InputError(f"members={s.members}: one DecAlign is one; mmsa_decalign.members.build makes several")
         self.text_encoder = None
         if s.use_bert and "text" in s.modalities:
             self.text_encoder = TextEncoder(

@@ -7,6 +7,7 @@ A term that does not exist for the settings and the batch at hand is None, never
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import torch
@@ -53,6 +54,14 @@ def objective(
              "contrastive": contrastive}
     total = sum(weight * found[name] for name, weight in weights(s).items() if found[name] is not None)
     return Objective(total, task, terms.decoupling, hetero, homo, contrastive, binary)
+
+
+def mean_of(parts: Sequence[Objective]) -> Objective:
+    """Term by term over several models of the same batch; a term that one of them lacks is the mean of the others."""
+    if len(parts) == 1:
+        return parts[0]
+    found = [[term for term in terms if term is not None] for terms in zip(*parts, strict=True)]
+    return Objective(*(torch.stack(terms).mean(dim=0) if terms else None for terms in found))
 
 
 def weights(settings: Settings) -> dict[str, float]:

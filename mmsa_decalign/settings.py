@@ -99,6 +99,7 @@ class Settings:
     ct_temperature: float = 0.1  # of its cosine similarities
     binary_task_weight: float = 0.0  # of a logistic loss on the sign of non-zero labels
     # Training
+    members: int = 1  # independent models, trained side by side on the same batches, whose predictions are averaged
     batch_size: int = 32
     learning_rate: float = 6e-5  # of Adam
     bert_learning_rate: float | None = None  # None: learning_rate
@@ -199,7 +200,7 @@ _CHOICES = {
 }
 _POSITIVE = (
     "d_model num_heads nlevels num_prototypes gmm_var_floor ot_reg ot_tol ct_temperature batch_size learning_rate "
-    "num_epochs early_stop num_classes".split()
+    "num_epochs early_stop num_classes members".split()
 )
 _NOT_NEGATIVE = (
     "gmm_em_iters dec_loss_weight alpha beta transport_weight prototype_weight moments_weight mmd_weight ct_weight "

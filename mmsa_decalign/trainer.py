@@ -22,6 +22,7 @@ from torch import Tensor, nn, optim
 
 from .data.whole import whole
 from .diagnosis import Advice, after, before, measured, note
+from .encoder import TextEncoder
 from .errors import InputError, RunError, nearest
 from .finite import (
     bad_losses,
@@ -33,8 +34,8 @@ from .finite import (
     set_random_state,
     suspects,
 )
-from .model import DecAlign
-from .objective import Objective, objective, task_loss, weights
+from .members import members_of, outputs_of
+from .objective import Objective, mean_of, objective, task_loss, weights
 from .ops.precision import NotFinite
 from .preparation import inputs_of, prepare
 from .settings import Settings
@@ -46,7 +47,10 @@ Metrics = Callable[[Tensor, Tensor], Mapping[str, float]]
 
 
 class DecAlignTrainer:
-    """Trains one DecAlign and keeps the account of it.
+    """Trains one DecAlign, or several as members of one model, and keeps the account of it.
+
+    Each member takes the steps that it would take alone, its gradient clipped by itself; learning rate, checkpoint and
+    end of training go by validation of their average, and the account has the mean of their terms.
 
     Args:
         args: MMSA's argument dictionary; `device`, `model_save_path` and the settings are read from it.
@@ -103,9 +107,8 @@ class DecAlignTrainer:
         self, model: nn.Module, dataloader: Mapping[str, Any], return_epoch_results: bool
     ) -> dict[str, list] | None:
         s = self.settings
-        decalign = _inner(model)
-        class_weights = prepare(decalign, dataloader, self.args["device"])
-        optimizer = _optimizer(decalign, s)
+        class_weights = [prepare(member, dataloader, self.args["device"]) for member in members_of(model)][0]
+        optimizer = _optimizer(model, s)
         scheduler = optim.lr_scheduler.ReduceLROnPlateau(optimizer, patience=s.scheduler_patience, factor=s.factor)
         training = self._training = Training(model, optimizer, scheduler, generators_of(dataloader["train"]))
         if self._earlier is not None:
@@ -200,7 +203,8 @@ class DecAlignTrainer:
         """One pass, or what is left of it; the mean of every term of the objective over the samples."""
         model, optimizer, account, device = training.model, training.optimizer, training.account, self.args["device"]
         model.train()
-        parameters = [p for p in model.parameters() if p.requires_grad]
+        of_members = [[p for p in member.parameters() if p.requires_grad] for member in members_of(model)]
+        parameters = sum(of_members, [])
         clip = math.inf if self.settings.clip is None else self.settings.clip
         for batch in training.batches(loader):
             number = account.batches + 1
@@ -216,9 +220,11 @@ class DecAlignTrainer:
                 raise self._stopped(bad, epoch, number, loader, batch, outputs["M"])
             if number == 1 and measured(epoch):
                 account.notes["gradient_norms"] = gradient_norms(parts, weights(self.settings), parameters)
-            note(account.notes, outputs["terms"])
-            parts.total.backward()
-            if not math.isfinite(norm := float(nn.utils.clip_grad_norm_(parameters, clip))):
+            for output in outputs_of(outputs):
+                note(account.notes, output["terms"])
+            (len(of_members) * parts.total).backward()  # the mean's gradient is a part of each member's own
+            norm = sum(float(nn.utils.clip_grad_norm_(own, clip)) for own in of_members)
+            if not math.isfinite(norm):
                 set_random_state(drawn, device)
                 outputs, parts = self._step_forward(model, batch, class_weights)
                 norms = gradient_norms(parts, weights(self.settings), parameters)
@@ -233,7 +239,8 @@ class DecAlignTrainer:
         self, model: nn.Module, batch: Mapping[str, Any], class_weights: Tensor | None
     ) -> tuple[dict[str, Any], Objective]:
         outputs = _outputs(model, batch, self.args["device"])
-        return outputs, objective(outputs, batch["labels"]["M"].to(self.args["device"]), self.settings, class_weights)
+        labels = batch["labels"]["M"].to(self.args["device"])
+        return outputs, mean_of([objective(one, labels, self.settings, class_weights) for one in outputs_of(outputs)])
 
     def _predicted(self, model: nn.Module, batch: Mapping[str, Any]) -> Tensor:
         model.eval()  # no alignment loss is computed then
@@ -258,11 +265,6 @@ class DecAlignTrainer:
         return results[name]
 
 
-def _inner(model: nn.Module) -> DecAlign:
-    """The DecAlign itself, also when MMSA's wrapper holds it."""
-    return model if isinstance(model, DecAlign) else next(m for m in model.modules() if isinstance(m, DecAlign))
-
-
 def _write(state: Mapping[str, Any], path: Any) -> None:
     """Write a checkpoint in one step: no reader ever sees half of one, nor a full disk a good one cut short."""
     content = io.BytesIO()  # not torch.save to the file: what it raises where a disk is full says nothing of disks
@@ -285,8 +287,9 @@ def _outputs(model: nn.Module, batch: Mapping[str, Any], device: Any) -> dict[st
     return model(*inputs, **more)
 
 
-def _optimizer(model: DecAlign, s: Settings) -> optim.Optimizer:
-    encoder = [] if model.text_encoder is None else [p for p in model.text_encoder.parameters() if p.requires_grad]
+def _optimizer(model: nn.Module, s: Settings) -> optim.Optimizer:
+    encoders = [module for module in model.modules() if isinstance(module, TextEncoder)]  # each member has its own
+    encoder = [p for one in encoders for p in one.parameters() if p.requires_grad]
     in_encoder = {id(p) for p in encoder}
     rest = [p for p in model.parameters() if p.requires_grad and id(p) not in in_encoder]
     groups: list[dict[str, Any]] = [{"params": rest, "lr": s.learning_rate}]

@@ -11,10 +11,10 @@ from .plugins import ModelPlugin
 
 
 def build_model(args: Mapping[str, Any]) -> Any:
-    """A DecAlign with the settings in MMSA's ``args``."""
-    from ..model import DecAlign
+    """The DecAlign, or several, of the settings in MMSA's ``args``."""
+    from ..members import build
 
-    return DecAlign(Settings.from_args(args))
+    return build(Settings.from_args(args))
 
 
 def build_trainer(args: Mapping[str, Any]) -> Any:

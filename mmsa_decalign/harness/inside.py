@@ -23,7 +23,7 @@ from .safe_reading import read_checkpoint
 
 @dataclass(frozen=True)
 class State:
-    """A DecAlign on the N samples of a split, all taken as one batch, in evaluation mode.
+    """A DecAlign on the N samples of a split, all taken as one batch, in evaluation mode; of several members the first.
 
     unique, common: averages over valid steps (N, d) by modality; prototypes: means (K, d) of the mixture fitted to each
     modality's unique features, weights: its (K,) shares; plan: (K, ..., K), an axis a modality in the order of
@@ -98,9 +98,9 @@ def _seeded(seed: int) -> Iterator[None]:
 def _state(wrapper: Any, loader: Iterable[Mapping[str, Any]]) -> State:
     import torch
 
-    from ..model import DecAlign
+    from ..members import members_of
 
-    model = next(module for module in wrapper.modules() if isinstance(module, DecAlign)).eval()
+    model = members_of(wrapper)[0].eval()
     with torch.no_grad():
         parts = [_features(model, batch) for batch in loader]
         unique, common, cosines = (

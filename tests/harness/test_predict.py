@@ -167,6 +167,11 @@ def test_the_test_run_of_a_baseline_comes_back(model: str, baseline: Callable[[s
     assert_test_run_comes_back(baseline(model))
 
 
+def test_the_test_run_of_several_members_comes_back(tmp_path: Path) -> None:
+    file = write_synthetic(tmp_path / "tiny.pkl", samples=(32, 16, 16))
+    assert_test_run_comes_back(train(tmp_path, "decalign", "synthetic", file, overrides=CLIPPED | {"members": 2}))
+
+
 def test_predictions_equal_those_of_the_model_in_this_process(decalign: Run) -> None:
     """Bit for bit, from the state dict and the batches of the run, without any of the code under test."""
     model = rebuilt(decalign)

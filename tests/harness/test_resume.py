@@ -27,6 +27,7 @@ PLANS: dict[str, dict[str, Any]] = {
     "plain": {},
     "absent": {"overrides": {"modality_dropout": [0.3, 0.4, 0.4]}, "missing_train": "vision=0.5,audio=0.3",
                "missing": "text=0.5"},
+    "members": {"overrides": {"members": 2}},
 }
 
 
@@ -108,7 +109,7 @@ def ended(monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[..., None]]:
     monkeypatch.setattr(trainer, "_outputs", real)
 
 
-@pytest.mark.parametrize(("plan", "workers"), [("plain", 2), ("absent", 0)])
+@pytest.mark.parametrize(("plan", "workers"), [("plain", 2), ("absent", 0), ("members", 0)])
 def test_a_run_that_is_ended_again_and_again_has_the_numbers_of_a_calm_one(
         plan: str, workers: int, tiny: Path, tmp_path: Path, calm: Callable[[str], Any], ended: Callable[..., None]
 ) -> None:
