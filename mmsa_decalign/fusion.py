@@ -15,11 +15,11 @@ from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
 
-from .kernels import attention, dropout, dropped_relu, linear_first, normed_sum
+from .attention import attention
+from .kernels import dropout, dropped_relu, linear_first, normed_sum
 
-_SMALL = 1 << 15  # features of a batch, below which calling costs more than computing
+_SMALL = 1 << 13  # features of a batch, below which calling costs more than computing
 
 
 class Weights(NamedTuple):
@@ -186,7 +186,7 @@ def attend(query: Tensor, kv: Tensor, mask: Tensor | None, w: Weights, rate: flo
     q = linear_first(w.query, query, w.query_bias).unflatten(-1, (n, -1)).unflatten(-3, (heads, -1))
     one = q.dim() == 4
     out = attention(q.unsqueeze(0) if one else q, kv.unsqueeze(0) if one else kv, mask, rate)
-    return linear_first(w.attention_out, out.view(query.shape), w.attention_out_bias)
+    return linear_first(w.attention_out, out.reshape(query.shape), w.attention_out_bias)
 
 
 def keys_and_values(context: Tensor, weights: Sequence[Weights], heads: int, n: int) -> list[Tensor]:

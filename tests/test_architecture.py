@@ -27,8 +27,8 @@ STANDARD = set(sys.stdlib_module_names) | {"__future__"}
 LAYERS = (
     {"errors", "locks", "ops", "reference", "configs"},
     {"settings", "data", "verify"},
-    {"masking", "presence", "standardise", "encoder", "kernels", "fusion", "objective", "finite", "model", "members",
-     "release", "skip"},
+    {"masking", "presence", "standardise", "encoder", "kernels", "attention", "fusion", "objective", "finite", "model",
+     "members", "release", "skip"},
     {"training_state", "diagnosis", "preparation", "trainer"},
     {"harness"},
     {"compare"},

@@ -1,4 +1,4 @@
-"""Linear layer, dropout and attention of our own against torch's, in values and gradients; dropout's distribution."""
+"""Linear layers, dropout and layer norm of our own against torch's, in values and gradients; dropout's distribution."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from torch.nn import functional as F
 
 from mmsa_decalign import kernels
 from mmsa_decalign.fusion import CrossModalTransformer, fuse
-from mmsa_decalign.kernels import add_dropped, attention, dropout, dropped_relu, linear, window_sum
+from mmsa_decalign.kernels import dropout, dropped_relu, linear, linear_first, normed_sum, window_sum
 from tests.conftest import assert_same
 
 DOUBLE = torch.float64
@@ -75,96 +75,25 @@ def test_onednn_is_only_for_large_float32_on_a_cpu_left_alone(any_size, monkeypa
     assert not any_size
 
 
-def test_linear_of_several_at_once():
-    x, w, b = draw(3, 4, 2, 6), draw(3, 5, 6, seed=1), draw(3, 5, seed=2)
-    one_by_one = torch.stack([F.linear(*parts) for parts in zip(x, w, b, strict=True)])
-    assert_same_gradients(linear(x, w, b), one_by_one, [x, w, b], 1e-12)
-    assert_same(linear(x, w), one_by_one - b[:, None, None], 1e-12)
+@pytest.mark.parametrize("outputs", [5, 30])
+def test_linear_first_by_onednn_is_torchs(any_size, outputs):
+    w, x = draw(outputs, 12, seed=1, dtype=torch.float32), draw(12, 35, dtype=torch.float32)
+    inputs = [w, x, draw(outputs, seed=2, dtype=torch.float32)]
+    assert_same_gradients(linear_first(*inputs), F.linear(x.mT, w, inputs[2]).mT, inputs, 1e-5)
+    assert len(any_size) == 3  # the result and two gradients
+
+
+def test_linear_first_of_several_at_once():
+    w, x, b = draw(3, 5, 6, seed=1), draw(3, 6, 8), draw(3, 5, seed=2)
+    one_by_one = torch.stack([F.linear(one.mT, *parts).mT for one, *parts in zip(x, w, b, strict=True)])
+    assert_same_gradients(linear_first(w, x, b), one_by_one, [w, x, b], 1e-12)
+    assert_same(linear_first(w[0], x[0], b[0]), one_by_one[0], 1e-12)
 
 
 @pytest.mark.parametrize("window", [1, 2, 5])
 def test_window_sum_is_a_convolution(window):
     x, w = draw(3, 7, 4), draw(6, 4, window, seed=1)
     assert_same_gradients(window_sum(x, w), F.conv1d(x.mT, w).mT, [x, w], 1e-12)
-
-
-# Attention
-
-
-def cases():
-    some = torch.zeros(2, 1, 1, 7, dtype=torch.bool)
-    some[0, ..., :3] = some[1, ..., 4:] = True
-    yield pytest.param(None, 1.0, id="everything")
-    yield pytest.param(some, 1.0, id="valid steps")
-    yield pytest.param(torch.ones(5, 7, dtype=torch.bool).tril(), 1.0, id="causal")
-    yield pytest.param(some, 400.0, id="large scores")
-
-
-@pytest.mark.parametrize(("mask", "size"), list(cases()))
-@pytest.mark.parametrize("few", [0, kernels._FEW])
-def test_attention_is_torchs(monkeypatch, mask, size, few):
-    """Large scores: where only subtracting the largest keeps the exponentials finite."""
-    monkeypatch.setattr(kernels, "_FEW", few)
-    q, k, v = draw(2, 3, 4, 5), draw(2, 3, 4, 7, seed=1), draw(2, 3, 4, 7, seed=2)
-    scaled = q * size
-    ours = attention(scaled, k, v, mask, 0.0)
-    theirs = F.scaled_dot_product_attention(scaled.mT, k.mT, v.mT, attn_mask=mask).mT
-    assert_same_gradients(ours, theirs, [q, k, v], 1e-9)
-
-
-def test_attention_with_dropout_multiplies_the_weights(monkeypatch):
-    noise = (draw(2, 3, 5, 7, seed=4).detach() > 0).double() * 2
-    monkeypatch.setattr(kernels, "_noise", lambda shape, rate, like: noise.clone())
-    q, k, v = draw(2, 3, 4, 5), draw(2, 3, 4, 7, seed=1), draw(2, 3, 4, 7, seed=2)
-    weights = (q.mT @ k / 2).softmax(dim=-1) * noise
-    assert_same_gradients(attention(q, k, v, None, 0.5), v @ weights.mT, [q, k, v], 1e-12)
-
-
-def test_attention_beyond_the_memory_limit_is_torchs_own(monkeypatch):
-    q, k, v = draw(2, 3, 4, 5), draw(2, 3, 4, 7, seed=1), draw(2, 3, 4, 7, seed=2)
-    here = attention(q, k, v, None, 0.0)
-    monkeypatch.setattr(kernels, "_KEPT_WEIGHTS", 2 * 3 * 5 * 7 - 1)
-    monkeypatch.setattr(kernels, "_Attention", None)
-    assert_same(attention(q, k, v, None, 0.0), here, 1e-12)
-
-
-def in_half(transformers):
-    return [t.half() for t in transformers], torch.float16, torch.autocast("cpu", enabled=False)
-
-
-def under_autocast(transformers):
-    return [t.float() for t in transformers], torch.float32, torch.autocast("cpu", dtype=torch.float16)
-
-
-@pytest.mark.parametrize("how", [in_half, under_autocast])
-def test_rates_of_several_in_half_precision(how):
-    """Each keeps its own: the one without dropout is as it is alone. What comes back is finite."""
-    transformers, dtype, place = how(three((0.0, 0.4, 0.8)))
-    x, context = ([draw(200, 1, 8, seed=i + j, dtype=dtype) for i in range(3)] for j in (0, 10))
-    with place:
-        together = fuse(transformers, x, context, [None] * 3)
-        alone = transformers[0](x[0], context[0], None)
-    assert_same(together[0], alone, 0.02)
-    torch.autograd.backward(together, [torch.ones_like(one) for one in together])
-    assert all(bool(torch.isfinite(p.grad).all()) for t in transformers for p in t.parameters())
-
-
-@pytest.mark.parametrize("masked", [True, False])
-def test_rates_of_several_elsewhere_are_dropout_of_the_weights(monkeypatch, masked):
-    """Where the fast way is not taken: shares of what is dropped, the factor of what is kept, and the mask."""
-    monkeypatch.setattr(kernels, "_plain_cpu", lambda x: False)
-    torch.manual_seed(0)
-    rate = torch.tensor([0.0, 0.5, 0.9], dtype=DOUBLE).view(3, 1, 1)
-    q, k = draw(3, 4, 2000), draw(3, 4, 5, seed=1)
-    mask = torch.tensor([True, True, False, True, True]) if masked else None
-    read_off = torch.eye(5, dtype=DOUBLE).expand(3, 5, 5)  # as values: the output is the dropped weights
-    found = attention(q, k, read_off, mask, rate).mT
-    weights = (q.mT @ k / 2).masked_fill(torch.tensor(False) if mask is None else ~mask, -torch.inf).softmax(dim=-1)
-    kept = found != 0
-    assert_same(found, weights / (1 - rate) * kept, 1e-12)
-    share = kept[..., :2].double().mean(dim=(1, 2))
-    assert_same(share, torch.tensor([1.0, 0.5, 0.1]), 0.03)
-    assert bool(kept[..., 2].any()) is not masked
 
 
 # Dropout
@@ -195,32 +124,54 @@ def test_dropout_keeps_the_mean(rate):
     assert abs(dropped / 65536 - rate) <= 1 / 65536
 
 
+def layer_norm(x, gain, shift):
+    return F.layer_norm(x.mT, gain.shape, gain, shift).mT
+
+
 def test_dropout_off_draws_nothing():
     x = draw(5, 4)
     before = torch.get_rng_state()
     assert dropout(x, 0.0) is x
-    assert_same(add_dropped(x, x, 0.0), 2 * x, 0.0)
+    gain, shift = draw(5, seed=1), draw(5, seed=2)
+    assert_same_gradients(normed_sum(x, x, 0.0, gain, shift), layer_norm(2 * x, gain, shift), [x, gain, shift], 1e-12)
     assert_same_gradients(dropped_relu(x, 0.0), F.relu(x), [x], 0.0)
     assert torch.equal(torch.get_rng_state(), before)
 
 
-def test_dropped_sum_and_relu_multiply_by_the_same_noise_forward_and_backward():
-    x, y = draw(50, 40), draw(50, 40, seed=1)
+def test_normed_sum_and_dropped_relu_multiply_by_the_same_noise_forward_and_backward():
+    x, y, gain, shift = draw(50, 40), draw(50, 40, seed=1), draw(50, seed=2), draw(50, seed=3)
     torch.manual_seed(5)
-    noise = kernels._noise(x.shape, 0.25, x)
+    noise = kernels.noise(x.shape, 0.25, x)
     for ours, theirs, inputs in (
         (lambda: dropout(x, 0.25), x * noise, [x]),
-        (lambda: add_dropped(x, y, 0.25), x + y * noise, [x, y]),
+        (lambda: normed_sum(x, y, 0.25, gain, shift), layer_norm(x + y * noise, gain, shift), [x, y, gain, shift]),
         (lambda: dropped_relu(x, 0.25), F.relu(x) * noise, [x]),
     ):
         torch.manual_seed(5)
         assert_same_gradients(ours(), theirs, inputs, 1e-12)
 
 
+def test_normed_sum_of_several_at_once_and_elsewhere(monkeypatch):
+    x, y, gain, shift = draw(3, 6, 8), draw(3, 6, 8, seed=1), draw(3, 6, seed=2), draw(3, 6, seed=3)
+    parts = zip(x + y, gain, shift, strict=True)
+    one_by_one = torch.stack([layer_norm(*part) for part in parts])
+    assert_same_gradients(normed_sum(x, y, 0.0, gain, shift), one_by_one, [x, y, gain, shift], 1e-12)
+    monkeypatch.setattr(kernels, "plain_cpu", lambda x: False)
+    assert_same(normed_sum(x, y, 0.0, gain, shift), one_by_one, 1e-12)
+
+
+def test_the_same_draws_are_the_same_noise():
+    drawn, scratch = kernels.draws(30, torch.device("cpu")), torch.full((7, 5), torch.nan)
+    like = torch.zeros(1)
+    again = kernels.noise((6, 5), 0.3, like, drawn, scratch)
+    assert torch.equal(kernels.noise((6, 5), 0.3, like, drawn), again)
+    assert again.data_ptr() == scratch.data_ptr()
+
+
 def test_rates_of_several_at_once():
     torch.manual_seed(1)
     rates = torch.tensor([0.0, 0.5, 0.9]).view(3, 1, 1)
-    noise = kernels._noise((3, 100, 1000), rates, rates)
+    noise = kernels.noise((3, 100, 1000), rates, rates)
     share = (noise == 0).double().mean(dim=(1, 2))
     assert_same(share, torch.tensor([0.0, 0.5, 0.9]), 0.01)
     assert_same(noise.mean(dim=(1, 2)), torch.ones(3), 0.02)
@@ -264,3 +215,24 @@ def test_together_keeps_each_ones_rate_of_attention_dropout():
         t.eval()
     first, second = (fuse(transformers, x, context, [None] * 3) for _ in range(2))
     assert_same(torch.stack(first), torch.stack(second), 0.0)
+
+
+def in_half(transformers):
+    return [t.half() for t in transformers], torch.float16, torch.autocast("cpu", enabled=False)
+
+
+def under_autocast(transformers):
+    return [t.float() for t in transformers], torch.float32, torch.autocast("cpu", dtype=torch.float16)
+
+
+@pytest.mark.parametrize("how", [in_half, under_autocast])
+def test_rates_of_several_in_half_precision(how):
+    """Each keeps its own: the one without dropout is as it is alone. What comes back is finite."""
+    transformers, dtype, place = how(three((0.0, 0.4, 0.8)))
+    x, context = ([draw(200, 1, 8, seed=i + j, dtype=dtype) for i in range(3)] for j in (0, 10))
+    with place:
+        together = fuse(transformers, x, context, [None] * 3)
+        alone = transformers[0](x[0], context[0], None)
+    assert_same(together[0], alone, 0.02)
+    torch.autograd.backward(together, [torch.ones_like(one) for one in together])
+    assert all(bool(torch.isfinite(p.grad).all()) for t in transformers for p in t.parameters())
