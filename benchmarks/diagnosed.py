@@ -28,7 +28,7 @@ def diagnose(kind: str, files: list[Path], seeds: list[int], scratch: Path) -> d
     states, norms, batches = [], [], []
     for path in files:
         job = runner.prepare(
-            "decalign", "mosi", config=KINDS[kind], seeds=seeds, feature_file=path, device="cpu", verbose=0,
+            "decalign", "mosi", seeds=seeds, feature_file=path, device="cpu", verbose=0,
             model_save_dir=scratch, res_save_dir=scratch, log_dir=scratch,
         )
         for record in runner.run(job).records:

@@ -2,8 +2,8 @@
 
     python benchmarks/study.py --vectors FOLD.pkl ... --tokens FOLD.safetensors ... [--seeds 3] [--out DIR]
 
-Vectors are files of one feature vector an utterance and modality, trained with `-c utterance`; tokens are the same
-folds after `mmsa data embed FOLD.pkl --encoder NAME_OR_DIR`, trained with the MOSI settings. Every row goes through
+Vectors are files of one feature vector an utterance and modality; tokens are the same folds after `mmsa data embed
+FOLD.pkl --encoder NAME_OR_DIR`. Both are trained with the MOSI settings, vectors with `-c utterance` as well. Every row goes through
 `mmsa compare`: checkpoint by validation, test read once, intervals and verdicts of its table. Nothing here chooses a
 setting: that is done on other videos (choices.py). Finished runs are kept in the store: a second call goes on.
 """
@@ -27,7 +27,7 @@ from mmsa_decalign.compare import ablate, plan, table, worker
 from mmsa_decalign.compare.store import Store
 from mmsa_decalign.harness.progress import stderr_console
 
-KINDS = {"vectors": "utterance", "tokens": None}  # and the shipped configuration of each
+KINDS = ("vectors", "tokens")
 CHOICES: dict[str, dict[str, Any]] = {  # what the settings have beyond the published ones, switched off or exchanged
     "no path past the fusion": {"pooled_skip": [], "skip_start": "zero"},
     "that path from zero": {"skip_start": "zero"},
@@ -46,14 +46,14 @@ CHOICES: dict[str, dict[str, Any]] = {  # what the settings have beyond the publ
     "batches of 32": {"batch_size": 32},
     "learning rate as published": {"learning_rate": 6e-5},
 }
-RELEASE = "settings of the release"
+RELEASE, MEMBERS = "settings of the release", "settings for vectors"
 BASELINES = ("lf_dnn", "lmf", "mfm")
 METRICS = (("Non0_acc_2", 100, 1), ("MAE", 1, 3))
 
 
 def rows_of(kind: str) -> dict[str, dict[str, Any]]:
     """DecAlign's rows by label: whole, without each part, without each choice that the settings of the kind make."""
-    return dict(ablate.ablation("mosi", config=KINDS[kind]).rows) | choices_of(kind)
+    return dict(ablate.ablation("mosi").rows) | choices_of(kind)
 
 
 def choices_of(kind: str) -> dict[str, dict[str, Any]]:
@@ -66,11 +66,10 @@ def choices_of(kind: str) -> dict[str, dict[str, Any]]:
 def measure(kind: str, files: list[Path], seeds: list[int], runs: Path) -> dict[str, Any]:
     """The table of `mmsa compare` over the folds of a kind, and ridge regression on the text alone."""
     rows = rows_of(kind)
-    config = KINDS[kind]
+    configs = {RELEASE: "release"} | ({MEMBERS: "utterance"} if kind == "vectors" else {})
     made = plan.make_plan(
-        [*(f"{label}=decalign" for label in (*rows, RELEASE)), *BASELINES], ["mosi"],
-        feature_files=list(map(str, files)),
-        configs=[*([f"{label}={config}" for label in rows] if config else []), f"{RELEASE}=release"],
+        [*(f"{label}=decalign" for label in (*rows, *configs)), *BASELINES], ["mosi"],
+        feature_files=list(map(str, files)), configs=[f"{label}={config}" for label, config in configs.items()],
         overrides={label: change for label, change in rows.items() if change}, reference=ablate.FULL, seeds=seeds,
         device="cpu",
     )  # fmt: skip

@@ -63,9 +63,10 @@ def test_the_shipped_mosi_settings_hold_the_level_of_the_release(real_fold, fold
 @pytest.mark.real_data
 @pytest.mark.parametrize("fold", [0, 1])
 def test_the_utterance_settings_stay_above_a_floor(real_fold, folders, fold):
-    """The comparison with the baselines is in benchmarks/results; this only notices that training has broken."""
+    """The comparison with the baselines is in benchmarks/results; this only notices that training has broken. Other
+    random numbers alone move fold0's error by 0.03: it is the cross-validation of the settings that is precise."""
     result = train(real_fold(fold), folders, config="utterance", seeds=[1111, 1112, 1113]).summary
-    assert result["MAE"]["mean"] < 1.07
+    assert result["MAE"]["mean"] < RELEASE[fold][1] - 0.03
     assert result["Non0_acc_2"]["mean"] > 0.71
 
 

@@ -217,7 +217,7 @@ def test_other_data_sets_differ_from_the_release_by_masks_and_solver_alone():
             "ot_solver", "use_sequence_mask", "skip_equal_projection"}
 
 
-def test_the_settings_for_vectors_are_those_of_mosi_with_the_start_named():
+def test_the_settings_for_vectors_are_those_of_mosi_with_the_start_named_and_three_members():
     sequences, vectors = (resolve("decalign", "mosi", config=config).settings for config in (None, "utterance"))
-    assert [key for key in sequences if sequences[key] != vectors[key]] == ["skip_start"]
-    assert (sequences["skip_start"], vectors["skip_start"]) == ("auto", "zero")
+    assert {key: (sequences.get(key), own) for key, own in vectors.items() if sequences.get(key) != own} == {
+        "skip_start": ("auto", "zero"), "members": (None, 3)}
