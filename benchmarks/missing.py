@@ -30,6 +30,7 @@ Settings = tuple[str, str | None, dict[str, Any]]
 DROPOUT = [0.2, 0.2, 0.2]  # by --search
 ROWS: tuple[Settings, ...] = (  # label, shipped configuration, change
     ("MOSI settings", None, {}),
+    ("settings for vectors", "utterance", {}),
     (f"MOSI settings, modality_dropout={DROPOUT}", None, {"modality_dropout": DROPOUT}),
 )
 SEARCHED: tuple[Settings, ...] = tuple(
