@@ -2,8 +2,8 @@
 
     python benchmarks/compiled.py [--datasets mosi iemocap] [--pairs 10] [--out benchmarks/results]
 
-Under a compiler `kernels.py` and `attention.py` call torch's own functions, which is what inductor can fuse. The time of
-the first step, which compiles, is given too: divided by what a later step gains, it is the break-even.
+Under a compiler `kernels.py` and `attention.py` call torch's own functions, which is what inductor can fuse. The time
+of the first step, which compiles, is given too: divided by what a later step gains, it is the break-even.
 """
 
 from __future__ import annotations
