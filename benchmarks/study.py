@@ -5,7 +5,8 @@
 Vectors are files of one feature vector an utterance and modality; tokens are the same folds after `mmsa data embed
 FOLD.pkl --encoder NAME_OR_DIR`. Both are trained with the MOSI settings, vectors with `-c utterance` as well. Every row
 goes through `mmsa compare`: checkpoint by validation, test read once, intervals and verdicts of its table. Nothing here
-chooses a setting: that is done on other videos (choices.py). Finished runs are kept in the store: a second call goes on.
+chooses a setting: that is done on other videos (choices.py). Finished runs are kept in the store: a second call goes
+on.
 """
 
 from __future__ import annotations
