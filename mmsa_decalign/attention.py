@@ -37,15 +37,19 @@ def attention(q: Tensor, kv: Tensor, mask: Tensor | None, rate: float | Tensor) 
     if plain_cpu(q):
         few = q.numel() * kv.shape[-1] <= _FEW
         return (_Few if few else _Pieces).apply(q, kv, mask, rate)
-    q, k, v = (x.movedim(-3, -1) for x in (q, *kv.unbind(1)))  # (G, H, N, T or S, e)
-    mask = None if mask is None else mask.unsqueeze(1)
-    if not isinstance(rate, Tensor):
-        return F.scaled_dot_product_attention(q, k, v, attn_mask=mask, dropout_p=rate).movedim(-1, -3)
-    scores = q @ k.mT / math.sqrt(q.shape[-1])  # none of torch's own functions takes several rates
-    weights = torch.softmax(scores if mask is None else scores.masked_fill(~mask, -torch.inf), dim=-1)
-    rate = rate.view(-1, 1, 1, 1, 1)
-    kept = torch.rand(weights.shape, device=weights.device) >= rate
-    return (weights * kept / (1 - rate) @ v).movedim(-1, -3)
+    groups, _, _, n, _ = q.shape
+    q, k, v = (x.permute(0, 3, 1, 4, 2).flatten(0, 1) for x in (q, *kv.unbind(1)))  # (G N, H, T or S, e)
+    if mask is not None:
+        mask = mask.expand(groups, n, -1, -1).flatten(0, 1).unsqueeze(1)
+    if isinstance(rate, Tensor):  # none of torch's own functions takes several rates
+        scores = q @ k.mT / math.sqrt(q.shape[-1])
+        weights = torch.softmax(scores if mask is None else scores.masked_fill(~mask, -torch.inf), dim=-1)
+        rate = rate.repeat_interleave(n).view(-1, 1, 1, 1)
+        kept = torch.rand(weights.shape, device=weights.device) >= rate
+        out = weights * kept / (1 - rate) @ v
+    else:
+        out = F.scaled_dot_product_attention(q, k, v, attn_mask=mask, dropout_p=rate)
+    return out.unflatten(0, (groups, n)).permute(0, 2, 4, 1, 3)
 
 
 class _Few(torch.autograd.Function):
