@@ -132,7 +132,7 @@ def forking(stub: None) -> Iterator[None]:
 def test_nothing_is_lost_to_a_killer(forking: None, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     plan = specs(tmp_path)
     killer = Killer(tmp_path, plan)
-    killer.haunt(time.monotonic() + 600)
+    killer.haunt(time.monotonic() + 300)
     for _ in range(3):  # what was killed has failed, and is tried again
         parent, end = killer.grid()
         found, done, failed = end.recv()
